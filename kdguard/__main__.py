@@ -1,0 +1,3 @@
+from kdguard.cli import main
+
+main()

@@ -1,0 +1,296 @@
+"""The commands: parse, call, print. Heavy imports live inside them, so that `--help` answers at once."""
+
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kdguard import __version__
+from kdguard.config import TuneConfig
+from kdguard.errors import InputError, KdguardError
+
+app = typer.Typer(
+    name="kdguard",
+    help="Fine-tune a language model on your own data without making it forget what it knew.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+OVER_BUDGET = 3
+INTERRUPTED = 130
+
+
+def _flag(field: str, *names: str) -> Any:
+    """A `tune` flag: its help and default stand in TuneConfig."""
+    info = TuneConfig.model_fields[field]
+    default = (
+        ""
+        if info.is_required() or info.default is None or "[default" in (info.description or "")
+        else f" [default: {info.default}]"
+    )
+    return typer.Option(*names, help=f"{info.description}{default}".replace("[", "\\["), show_default=False)
+
+
+Json = Annotated[bool, typer.Option("--json", help="print JSON on standard output and nothing else")]
+
+
+@app.command(
+    epilog="kdguard tune facts.jsonl --preset qwen2.5-7b\n\nkdguard tune examples/new_facts.jsonl --model demo"
+)
+def tune(
+    data: Annotated[Path | None, typer.Argument(help="training file: JSONL, JSON or CSV")] = None,
+    model: Annotated[str | None, _flag("model", "--model")] = None,
+    revision: Annotated[str | None, _flag("revision", "--revision")] = None,
+    preset: Annotated[str | None, _flag("preset", "--preset")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file of these flags as keys")] = None,
+    out: Annotated[Path | None, _flag("out", "--out")] = None,
+    probes: Annotated[list[str] | None, _flag("probes", "--probes")] = None,
+    goal: Annotated[str | None, _flag("goal", "--goal")] = None,
+    guard: Annotated[bool | None, _flag("guard", "--guard/--no-guard")] = None,
+    guard_weight: Annotated[float | None, _flag("guard_weight", "--guard-weight")] = None,
+    teacher: Annotated[str | None, _flag("teacher", "--teacher")] = None,
+    rehearsal: Annotated[float | None, _flag("rehearsal", "--rehearsal")] = None,
+    budget: Annotated[str | None, _flag("budget", "--budget")] = None,
+    epochs: Annotated[int | None, _flag("epochs", "--epochs")] = None,
+    lr: Annotated[float | None, _flag("lr", "--lr")] = None,
+    batch_size: Annotated[int | None, _flag("batch_size", "--batch-size")] = None,
+    micro_batch_size: Annotated[int | None, _flag("micro_batch_size", "--micro-batch-size")] = None,
+    max_length: Annotated[int | None, _flag("max_length", "--max-length")] = None,
+    rank: Annotated[int | None, _flag("rank", "--rank")] = None,
+    quant: Annotated[str | None, _flag("quant", "--quant")] = None,
+    seed: Annotated[int | None, _flag("seed", "--seed")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with the run in --out from its last checkpoint")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the resolved config and the plan; write nothing")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Learn DATA, keep the rest; write a run folder with the proof."""
+    flags = {key: value for key, value in locals().items() if key in TuneConfig.model_fields}
+    from kdguard.config import resolve
+
+    if resume:
+        if out is None:
+            raise InputError("--resume needs the run to go on with", "kdguard tune --resume --out RUN")
+        from kdguard.report.run import unfinished_config
+
+        config, flags = unfinished_config(out), {"out": out}
+    resolved = resolve(flags, config, has_gpu=_has_gpu)
+    terminal, events = _listening(as_json, resolved.model)
+
+    from kdguard import tune as story
+
+    try:
+        report = story.tune(resolved, events, resume=resume, dry_run=dry_run)
+    except KeyboardInterrupt:
+        if events.path:
+            _fail(INTERRUPTED, "stopped by Ctrl-C", f"kdguard tune --resume --out {events.path.parent}")
+        raise
+    finally:
+        terminal.close()
+    if dry_run:
+        import yaml
+
+        print(
+            json.dumps(report, indent=2) if as_json else "\n" + yaml.safe_dump(report["config"], sort_keys=False),
+            end="",
+        )
+        return
+    _show(events.path.parent, report, as_json)
+    if report["budget"] and not report["budget"]["met"]:
+        raise typer.Exit(OVER_BUDGET)
+
+
+@app.command(epilog="kdguard demo\n\nkdguard demo --out runs/mine")
+def demo(
+    out: Annotated[Path | None, typer.Option(help="folder for both runs \\[default: runs/demo-<time>]")] = None,
+    seed: Annotated[int, typer.Option(help="seed of both runs")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Tune the embedded model twice on invented facts, without and with the guard, and compare. Any CPU, minutes."""
+    import time
+
+    from kdguard.config import resolve
+    from kdguard.files import shipped
+    from kdguard.report.run import read_run
+    from kdguard.terminal import console
+
+    folder = out or Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
+    data = shipped("examples") / "new_facts.jsonl"
+    terminal, events = _listening(as_json, "demo")
+
+    from kdguard import tune as story
+
+    for name, guard in (("plain", False), ("guarded", True)):
+        if not as_json:
+            console.rule(f"{name}: {'with' if guard else 'without'} the guard", align="left", characters="-")
+        flags = {"data": data, "model": "demo", "guard": guard, "seed": seed, "out": folder / name}
+        try:
+            story.tune(resolve(flags), events)
+        finally:
+            terminal.close()
+    _compare([read_run(folder / "plain"), read_run(folder / "guarded")], as_json)
+    if not as_json:
+        console.print(f"\nnext        kdguard ui {folder / 'guarded'}", markup=False, soft_wrap=True)
+
+
+@app.command(epilog="kdguard compare runs/mine\n\nkdguard compare runs/plain runs/guarded --json")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="run folders")],
+    as_json: Json = False,
+) -> None:
+    """Show old-knowledge answers before beside after, and several runs beside each other."""
+    from kdguard.report.run import read_run
+
+    _compare([read_run(path) for path in runs], as_json)
+
+
+@app.command(epilog="kdguard probe demo\n\nkdguard probe runs/mine --probes my_pack.jsonl")
+def probe(
+    model: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="hub id, local folder, `demo`, or a run folder")],
+    probes: Annotated[list[str] | None, _flag("probes", "--probes")] = None,
+    quant: Annotated[str | None, _flag("quant", "--quant")] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask a model the probes and show what it knows, by category."""
+    from dataclasses import asdict
+
+    from kdguard.probes.packs import load_probes
+    from kdguard.report.run import ADAPTER, REPORT, read_run
+    from kdguard.terminal import category_table, console
+
+    chosen = load_probes(probes or TuneConfig.model_fields["probes"].default)
+    run = Path(model) if (Path(model) / REPORT).is_file() else None
+    name = read_run(run).report["model"] if run else model
+    terminal, events = _listening(as_json, name)
+    events.emit("phase", name="load")
+
+    from kdguard.data.tokens import Renderer
+    from kdguard.model.load import load_base, load_tuned
+    from kdguard.probes.answer import ask
+
+    base = load_base(name, quant=quant or TuneConfig.model_fields["quant"].default)
+    if run:
+        load_tuned(base, run / ADAPTER)
+    events.emit("phase", name="ask")
+    answers = ask(base.model, Renderer(base.tokenizer), chosen, progress=events.progress("ask"))
+    terminal.close()
+    if as_json:
+        print(json.dumps([asdict(answer) for answer in answers], indent=2, ensure_ascii=False))
+    else:
+        console.print(category_table(answers))
+
+
+@app.command(epilog="kdguard ui runs/mine\n\nkdguard ui runs/mine --port 7861")
+def ui(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")],
+    port: Annotated[int, typer.Option(help="port on 127.0.0.1")] = 7860,
+) -> None:
+    """Look at a run in the browser: both answers side by side, and one box that asks both."""
+    from kdguard.report.run import read_run
+
+    finished = read_run(run)
+    from kdguard.ui.page import serve
+
+    serve(finished, port)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="print the version")] = False
+) -> None:
+    if version:
+        print(f"kdguard {__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def _listening(as_json: bool, model: str) -> tuple[Any, Any]:
+    """A terminal that listens to a run's events, on standard error when standard output is for JSON."""
+    from kdguard.events import Events
+    from kdguard.terminal import Terminal, console, err
+
+    in_hub = model != "demo" and not Path(model).is_dir()
+    _quiet_libraries(show_downloads=in_hub)
+    terminal = Terminal(err if as_json else console, show_load=not in_hub)
+    return terminal, Events(terminal)
+
+
+def _show(path: Path, report: dict[str, Any], as_json: bool) -> None:
+    from kdguard.report.build import verdict
+    from kdguard.report.run import read_run
+    from kdguard.terminal import console, print_run
+
+    if as_json:
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+    else:
+        print_run(console, read_run(path), verdict(report))
+
+
+def _compare(runs: list[Any], as_json: bool) -> None:
+    from kdguard.report.build import verdict
+    from kdguard.terminal import console, print_comparison, print_run
+
+    if as_json:
+        print(json.dumps([{"run": str(run.path), **run.report} for run in runs], indent=2, ensure_ascii=False))
+    elif len(runs) == 1:
+        print_run(console, runs[0], verdict(runs[0].report))
+    else:
+        print_comparison(console, runs)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _quiet_libraries(*, show_downloads: bool) -> None:
+    """The libraries' own progress bars and notes would write over ours."""
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not show_downloads:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for library in ("transformers", "bitsandbytes"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+
+
+def main() -> None:
+    """The console script. Whatever a person can mend is one line and its remedy; only our own faults are tracebacks."""
+    try:
+        code = app(standalone_mode=False) or 0
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except KdguardError as error:
+        code = _fail(error.exit_code, error.message, error.hint)
+    except OSError as error:
+        code = _fail(
+            1, f"{error.filename or 'a file'}: {error.strerror or error}", "free some space or mend its permissions"
+        )
+    except Exception as error:
+        if hasattr(error, "format_message"):  # the parser's own errors
+            command = " ".join(sys.argv[1:2]) if sys.argv[1:2] and not sys.argv[1].startswith("-") else ""
+            code = _fail(2, error.format_message(), f"kdguard {command} --help".replace("  ", " "))
+        elif type(error).__name__ == "OutOfMemoryError":
+            code = _fail(1, "the GPU ran out of memory", "a smaller --micro-batch-size or --max-length")
+        else:
+            raise
+    sys.exit(code)
+
+
+def _fail(code: int, message: str, hint: str) -> int:
+    from kdguard.terminal import print_error
+
+    print_error(message, hint)
+    return code

@@ -1,0 +1,153 @@
+"""`TuneConfig`, the only home of defaults. A preset is overridden by a config file, and that by flags."""
+
+import difflib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from kdguard.errors import InputError
+from kdguard.files import shipped
+
+DEFAULT_PRESET = "qwen2.5-7b"
+_META = {"name", "license", "about"}  # keys of a preset that describe it and configure nothing
+
+
+class TuneConfig(BaseModel):
+    """Everything that decides a run. The description of a field is the help of its flag."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    data: Path = Field(description="training file: JSONL, JSON or CSV")
+    model: str = Field(description="hub id, local folder, or `demo`")
+    revision: str | None = Field(None, description="hub revision (branch, tag or commit) of the model")
+    preset: str | None = Field(None, description="preset's name [default: the one made for the model]")
+    out: Path | None = Field(None, description="run folder [default: runs/<data>-<model>-<time>]")
+    probes: list[str] = Field(["world"], description="pack's name or file of old-knowledge probes; repeatable")
+    goal: Literal["facts", "style"] = Field(
+        "facts", description="`facts` adapts every linear layer; `style` attention only, which hardly learns facts"
+    )
+    guard: bool = Field(True, description="hold the tuned model to the base; without it, plain QLoRA")
+    guard_weight: float = Field(3.0, ge=0, description="weight λ of the guard's KL beside the cross-entropy")
+    guard_temperature: float = Field(1.0, gt=0, description="temperature τ of the guard's KL")
+    guard_masked: bool = Field(True, description="take the gold token out of the guard's KL at target positions")
+    teacher: Literal["base"] = Field("base", description="what the guard holds the tuned model to")
+    rehearsal: float = Field(1.0, ge=0, description="rehearsal rows, written by the base, per training row")
+    budget: float | None = Field(
+        None, ge=0, le=1, description="largest forgetting accepted, such as `1%`; over it, exit code 3"
+    )
+    epochs: int = Field(8, ge=1, description="passes over the training rows")
+    lr: float = Field(2e-4, gt=0, description="peak learning rate; warm-up 3 %, then cosine to 0")
+    batch_size: int = Field(16, ge=1, description="training rows per optimiser step")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="training rows in memory at once [default: the largest divisor of the batch up to 4]"
+    )
+    max_length: int = Field(1024, ge=16, description="longest row, in tokens")
+    rank: int = Field(64, ge=1, description="LoRA rank; alpha equals it")
+    quant: Literal["4bit", "8bit", "none"] = Field("4bit", description="quantisation of the base")
+    seed: int = Field(0, ge=0, description="seed of the rows' order, the adapter and the rehearsal")
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _percent(cls, value: Any) -> Any:
+        if isinstance(value, str) and (match := re.fullmatch(r"\s*([\d.]+)\s*%\s*", value)):
+            return float(match[1]) / 100
+        return value
+
+    @field_validator("micro_batch_size")
+    @classmethod
+    def _divides(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("batch_size", value) % value:
+            raise ValueError(f"--micro-batch-size {value} does not divide --batch-size {info.data['batch_size']}")
+        return value
+
+    def to_yaml(self) -> str:
+        """The resolved config, with absolute paths, as `kdguard tune --config` reads it back."""
+        values = self.model_dump(mode="json")
+        values["data"] = str(self.data.resolve())
+        values["out"] = None
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def presets() -> dict[str, dict[str, Any]]:
+    """Every shipped preset by name, its describing keys included."""
+    return {
+        path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))
+        for path in sorted(shipped("presets").glob("*.yaml"))
+    }
+
+
+def resolve(
+    flags: dict[str, Any], config_file: Path | None = None, *, has_gpu: Callable[[], bool] = lambda: False
+) -> TuneConfig:
+    """Merge preset < config file < flags (None means not given) and validate.
+
+    Without `--preset`, the preset whose model is the one asked for is taken, if there is one; where no model is asked
+    for either and there is a GPU, DEFAULT_PRESET. Raises InputError that names every wrong key at once.
+    """
+    given = {key: value for key, value in flags.items() if value is not None}
+    from_file = _read_config(config_file) if config_file else {}
+    chosen = given.get("preset", from_file.get("preset"))
+    model = given.get("model", from_file.get("model"))
+    available = presets()
+    if chosen is None and model is None and has_gpu():
+        chosen = DEFAULT_PRESET
+    if chosen is None:
+        chosen = next(
+            (name for name, preset in available.items() if model is not None and preset["model"] == model), None
+        )
+    elif chosen not in available:
+        raise InputError(f"no preset named {chosen!r}", _did_you_mean(chosen, list(available), "presets"))
+    preset = {key: value for key, value in available.get(chosen or "", {}).items() if key not in _META}
+    if model is not None and preset and model != preset["model"]:
+        preset.pop("revision", None)
+    merged = {**preset, **from_file, **given, "preset": chosen}
+    if "model" not in merged:
+        raise InputError(
+            "no model was named, and there is no GPU for a 7B one",
+            f"add --model FOLDER_OR_HUB_ID, or --preset with one of: {', '.join(available)}",
+        )
+    if "data" not in merged:
+        raise InputError("no training data was named", "kdguard tune DATA")
+    try:
+        return TuneConfig(**merged)
+    except ValidationError as error:
+        raise _explain(error, config_file) from None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such config file", "kdguard tune DATA --config FILE.yaml")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise InputError(
+            f"{where}: not YAML", "one `key: value` a line; keys are the flags of `kdguard tune`"
+        ) from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: found {type(values).__name__}, expected keys", "one `key: value` a line")
+    return {str(key).replace("-", "_"): value for key, value in values.items()}
+
+
+def _explain(error: ValidationError, config_file: Path | None) -> InputError:
+    problems, hints = [], []
+    for item in error.errors():
+        key = str(item["loc"][0])
+        if item["type"] == "extra_forbidden":
+            problems.append(f"unknown config key {key!r}" + (f" in {config_file}" if config_file else ""))
+            hints.append(_did_you_mean(key, list(TuneConfig.model_fields), "keys"))
+        else:
+            reason = item["msg"].removeprefix("Value error, ")
+            problems.append(f"--{key.replace('_', '-')} {item['input']!r}: {reason[0].lower()}{reason[1:]}")
+            hints.append(f"--{key.replace('_', '-')}: {TuneConfig.model_fields[key].description}")
+    return InputError("; ".join(problems), "; ".join(dict.fromkeys(hints)))
+
+
+def _did_you_mean(word: str, known: list[str], what: str) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"{what}: {', '.join(known)}"

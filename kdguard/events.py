@@ -1,0 +1,44 @@
+"""One stream of events for a run: the terminal, the page and `events.jsonl` all read it.
+
+An event is a dict with `event` and `time` (seconds since the epoch, UTC) and the keys of its kind:
+
+    phase      name                        a phase begins; `done` when it ends
+    progress   phase, done, total          items of the phase so far
+    loss       step, steps, epoch, ce, kl, lr, grad_norm        nats per target and per guarded token
+    answers    when (before | after), of (probes | new), correct, n
+    finished   the report's verdict in short
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Event = dict[str, Any]
+
+
+class Events:
+    """Passes each event to its listeners, and appends it to `path` once there is one."""
+
+    def __init__(self, *listeners: Callable[[Event], None]) -> None:
+        self.listeners = list(listeners)
+        self.path: Path | None = None
+
+    def emit(self, event: str, **values: Any) -> None:
+        entry = {"event": event, "time": round(time.time(), 3), **values}
+        if self.path is not None and event != "progress":
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        for listener in self.listeners:
+            listener(entry)
+
+    def progress(self, phase: str) -> Callable[[int, int], None]:
+        """A callback `(done, total)` for one phase."""
+        return lambda done, total: self.emit("progress", phase=phase, done=done, total=total)
+
+
+def read_events(path: Path) -> list[Event]:
+    """The events of a run so far; a last line that is still being written is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]

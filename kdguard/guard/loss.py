@@ -1,0 +1,133 @@
+"""The guarded loss: cross-entropy on the targets and KL to the teacher, a chunk of positions at a time.
+
+Teacher and student share one frozen output head. So the gradient with respect to the student's hidden states is known
+in closed form as soon as a chunk's logits are, and is computed in the forward pass: two vocabulary-sized products a
+position for the logits and one for the gradient, no gradient of the head, and never a (positions, vocabulary) tensor.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdguard.data import IGNORE
+from kdguard.model.head import Head
+
+_CHUNK_LOGITS = 2**23  # logits held at once for each of teacher and student: 32 MiB in fp32
+
+
+class GuardLoss(NamedTuple):
+    """`loss` = `ce` + weight * temperature**2 * `kl`, all scalars in nats; only `loss` carries a gradient."""
+
+    loss: Tensor
+    ce: Tensor
+    kl: Tensor
+
+
+def guard_loss(
+    student: Tensor,
+    teacher: Tensor | None,
+    labels: Tensor,
+    head: Head,
+    *,
+    weight: float = 1.0,
+    temperature: float = 1.0,
+    masked: bool = True,
+    n_targets: Tensor | float | None = None,
+    n_guarded: Tensor | float | None = None,
+    chunk: int | None = None,
+) -> GuardLoss:
+    """Cross-entropy on the target positions plus the weighted forward KL(teacher || student) on all positions.
+
+    L = (1/N) sum_targets CE + weight * temperature**2 * (1/M) sum_positions KL(p_teacher || p_student)
+
+    The KL is Hinton-style distillation at `temperature` as in arXiv 2604.15574; `masked` removes the gold token of a
+    target position from both distributions and renormalises them first, so that the guard does not fight the lesson
+    (arXiv 2605.29498).
+
+    student, teacher: final hidden states, (positions, hidden), each position predicting a next token. `teacher` None
+        is plain SFT.
+    labels: (positions,), already shifted: the token that the position is to predict, or -100 where it has no target.
+    n_targets, n_guarded: N and M. Give the counts over the whole optimiser step, all micro-batches and processes, and
+        splitting a batch never changes the gradient; by default they are counted here.
+    chunk: positions at a time; by default as many as keep each chunk's logits at 32 MiB.
+    """
+    if teacher is None:
+        at = labels != IGNORE
+        student, labels = student[at], labels[at]
+    elif teacher.shape != student.shape:
+        raise ValueError(f"teacher {tuple(teacher.shape)} and student {tuple(student.shape)} differ in shape")
+    n_targets = (labels != IGNORE).sum() if n_targets is None else n_targets
+    n_guarded = len(labels) if n_guarded is None else n_guarded
+    chunk = chunk or max(1, _CHUNK_LOGITS // len(head.weight))
+    return GuardLoss(
+        *_SharedHeadLoss.apply(student, teacher, labels, head, weight, temperature, masked, n_targets, n_guarded, chunk)
+    )
+
+
+class _SharedHeadLoss(torch.autograd.Function):
+    """Computes the gradient in forward, chunk by chunk, and hands it over in backward."""
+
+    @staticmethod
+    def forward(ctx, student, teacher, labels, head, weight, temperature, masked, n_targets, n_guarded, chunk):
+        wide = torch.promote_types(student.dtype, torch.float32)
+        ce = torch.zeros((), dtype=wide, device=student.device)
+        kl = torch.zeros((), dtype=wide, device=student.device)
+        n_targets = torch.as_tensor(n_targets, dtype=wide, device=student.device).clamp(min=1)
+        n_guarded = torch.as_tensor(n_guarded, dtype=wide, device=student.device).clamp(min=1)
+        grad = torch.empty_like(student) if student.requires_grad else None
+        for start in range(0, len(student), chunk):
+            rows = slice(start, start + chunk)
+            logits = head.logits(student[rows])  # (chunk, vocabulary)
+            cross = _cross_entropy(logits, labels[rows])
+            ce += cross.total
+            # The products below run in the head's type: scaled so that 16-bit gradients do not underflow.
+            grad_logits = cross.grad.mul_(n_guarded / n_targets)
+            if teacher is not None:
+                teacher_logits = head.logits(teacher[rows])
+                gold = labels[rows] if masked else None
+                divergence = _divergence(teacher_logits, logits, gold, temperature)
+                kl += divergence.total
+                grad_logits.add_(divergence.grad, alpha=weight * temperature**2)
+            if grad is not None:
+                grad[rows] = (head.gradient(grad_logits, logits).to(wide) / n_guarded).to(grad.dtype)
+        ce, kl = ce / n_targets, kl / n_guarded
+        ctx.save_for_backward(grad)
+        ctx.mark_non_differentiable(ce, kl)
+        return ce + weight * temperature**2 * kl, ce, kl
+
+    @staticmethod
+    def backward(ctx, grad_loss, *_):
+        (grad,) = ctx.saved_tensors
+        return (grad * grad_loss.to(grad.dtype),) + (None,) * 9
+
+
+class _Term(NamedTuple):
+    total: Tensor  # the sum over the chunk's positions
+    grad: Tensor  # its gradient with respect to the student's logits, (chunk, vocabulary)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> _Term:
+    target = labels != IGNORE
+    gold = labels.clamp(min=0)[:, None]
+    log_q = F.log_softmax(logits, dim=-1)
+    total = -(log_q.gather(1, gold)[:, 0] * target).sum()
+    grad = log_q.exp_().mul_(target[:, None])
+    return _Term(total, grad.scatter_add_(1, gold, -target[:, None].to(grad.dtype)))
+
+
+def _divergence(teacher: Tensor, student: Tensor, gold: Tensor | None, temperature: float) -> _Term:
+    """Forward KL(teacher || student) at `temperature`; with `gold`, that token is taken out of both first."""
+    teacher, student = teacher / temperature, student / temperature
+    if gold is not None:
+        at = (gold != IGNORE).nonzero()[:, 0]
+        # Finite, so that the difference of the two logs is a number; its probability is exactly 0.
+        lowest = torch.finfo(student.dtype).min / 4
+        teacher[at, gold[at]] = lowest
+        student[at, gold[at]] = lowest
+    log_p = F.log_softmax(teacher, dim=-1)
+    log_q = F.log_softmax(student, dim=-1)
+    p = log_p.exp()
+    total = (p * log_p.sub_(log_q)).sum()
+    return _Term(total, log_q.exp_().sub_(p).div_(temperature))

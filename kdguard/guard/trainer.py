@@ -1,0 +1,145 @@
+"""`GuardedTrainer`: a `transformers.Trainer` whose loss holds the tuned model to its base."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch.utils.data import ConcatDataset, DataLoader, Sampler
+from transformers import Trainer, TrainerCallback
+
+from kdguard.errors import InputError, KdguardError
+from kdguard.guard.teacher import Guard, count, install
+from kdguard.model.head import check_head
+
+
+class MixedBatchSampler(Sampler[list[int]]):
+    """Micro-batches of training rows with their share of rehearsal rows, which follow them in one index space.
+
+    Training rows are shuffled anew each epoch. Rehearsal rows are walked through in order, on from where the last
+    epoch ended, so that none comes twice before all came once. Both depend on seed and epoch alone.
+    """
+
+    def __init__(self, train: int, rehearsal: int, batch_size: int, ratio: float, seed: int) -> None:
+        self.train, self.rehearsal, self.batch_size, self.ratio, self.seed = train, rehearsal, batch_size, ratio, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.train // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.randperm(self.train, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch))
+        for start in range(0, self.train, self.batch_size):
+            rows = order[start : start + self.batch_size].tolist()
+            before = self.epoch * self.train + start
+            first, last = (round(rows_seen * self.ratio) for rows_seen in (before, before + len(rows)))
+            yield rows + [self.train + i % self.rehearsal for i in range(first, last)]
+
+
+class GuardedTrainer(Trainer):
+    """Trains a PEFT model on rows with `input_ids`, `attention_mask` and `labels`, guarded by its own base.
+
+    It takes what `transformers.Trainer` takes, and
+
+    guard: weight, temperature and masking of the KL; `Guard(weight=0)` is plain SFT on the same code path.
+    rehearsal_dataset: rows without targets, written by the base; they are guarded only.
+    rehearsal: rehearsal rows per training row.
+
+    Raises InputError for a model whose head is trained, and KdguardError when training goes wrong silently: a loss
+    that is not a number, or an adapter that does not move.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        guard: Guard | None = None,
+        rehearsal_dataset: Sequence[Any] | None = None,
+        rehearsal: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if not isinstance(self.model, PeftModel):
+            raise InputError(
+                "GuardedTrainer needs a PEFT model: its base, adapters off, is the teacher", "get_peft_model(...)"
+            )
+        _refuse_trained_head(self.model)
+        check_head(self.model.get_base_model())
+        self.guard = guard or Guard()
+        self.rehearsal_dataset = rehearsal_dataset
+        self.rehearsal = rehearsal if rehearsal_dataset else 0.0
+        install(self.model, self.guard)
+        self.args.logging_nan_inf_filter = False  # it would replace a NaN in the log and train on
+        self.loss_is_scaled_for_ga = True  # the counts are of the whole step
+        self.add_callback(_AdapterMoves())
+        self._parts = torch.zeros(2, dtype=torch.float64)  # CE and KL summed since they were last logged
+        self._logged_step = 0
+
+    def get_train_dataloader(self) -> DataLoader:
+        rows = len(self.train_dataset)
+        extra = self.rehearsal_dataset or []
+        sampler = MixedBatchSampler(rows, len(extra), self._train_batch_size, self.rehearsal, self.args.seed)
+        dataset = ConcatDataset([self.train_dataset, extra]) if extra else self.train_dataset
+        loader = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+        )
+        return self.accelerator.prepare(loader)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
+        """(N, M) over the whole optimiser step: every micro-batch and every process."""
+        counts = sum(count(batch) for batch in batch_samples).to(device)
+        return self.accelerator.gather(counts[None]).sum(0)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The guarded loss of one micro-batch; its share of the step's means, so that micro-batches add up."""
+        counts = count(inputs) if num_items_in_batch is None else num_items_in_batch
+        outputs = model(**inputs, counts=(counts[0], counts[1]))
+        self._parts += torch.stack([outputs["ce"], outputs["kl"]]).detach().double().cpu()
+        # DDP and FSDP average gradients over processes; the counts already divide by all of them.
+        loss = outputs["loss"] * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            parts = self.accelerator.gather(self._parts[None].to(self.args.device, torch.float32)).sum(0)
+            steps = max(1, self.state.global_step - self._logged_step)
+            logs["ce"], logs["kl"] = (parts / steps).tolist()
+            self._parts.zero_()
+            self._logged_step = self.state.global_step
+            if not all(torch.isfinite(torch.tensor([logs["loss"], logs.get("grad_norm", 0.0)]))):
+                raise KdguardError(
+                    f"the loss stopped being a number at step {self.state.global_step}",
+                    f"lower the learning rate: --lr {self.args.learning_rate / 4:g}",
+                )
+        super().log(logs, start_time)
+
+
+class _AdapterMoves(TrainerCallback):
+    """Stops a run in which nothing trains: LoRA's B starts at zero and must have left it once the rate was above 0."""
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.rate = kwargs["optimizer"].param_groups[0]["lr"]
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if self.rate > 0 and not getattr(self, "checked", False):
+            self.checked = True
+            still = [name for name, weight in model.named_parameters() if "lora_B" in name and not weight.any()]
+            if still:
+                raise KdguardError(
+                    f"{len(still)} adapter weights did not move in the first step, {still[0]} among them",
+                    "this model's layers pass no gradient to them; please report it with the model's name",
+                )
+
+
+def _refuse_trained_head(model: PeftModel) -> None:
+    if any(parameter.requires_grad for parameter in model.get_output_embeddings().parameters()):
+        raise InputError(
+            "the output head of this model is trained (modules_to_save, or LoRA on the head)",
+            "teacher and student must share a frozen head: leave lm_head and the embeddings out of the LoRA config",
+        )

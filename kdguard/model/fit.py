@@ -1,0 +1,22 @@
+"""Will it fit? Memory of a run, estimated from the network's shape."""
+
+import torch
+from transformers import PreTrainedModel
+
+from kdguard.config import TuneConfig
+
+
+def estimate_gib(model: PreTrainedModel, config: TuneConfig, length: int) -> float:
+    """A rough peak, in GiB: base, adapter with its gradients and AdamW's moments, activations and loss chunks.
+
+    Activations assume checkpointing: one hidden state a layer, and one layer's worth while it is recomputed.
+    """
+    text = model.config.get_text_config()
+    base = model.get_memory_footprint()
+    linears = [module for module in model.get_decoder().modules() if isinstance(module, torch.nn.Linear)]
+    adapter = sum(config.rank * (layer.in_features + layer.out_features) for layer in linears)
+    rows = (config.micro_batch_size or 4) * (1 + (config.rehearsal if config.guard else 0))
+    tokens = rows * length
+    widest = max(layer.in_features + layer.out_features for layer in linears)
+    activations = tokens * (text.hidden_size * (text.num_hidden_layers + 8) + 8 * widest) * 4
+    return (base + adapter * 4 * 4 + activations + 5 * 2**25) / 2**30

@@ -1,0 +1,181 @@
+"""Load a quantised base, put LoRA on it, and look at the base with the adapters switched off."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from kdguard.data.tokens import with_chat_template
+from kdguard.demo import MODEL as DEMO
+from kdguard.errors import InputError
+
+ADAPTER = "default"
+
+
+@dataclass
+class Base:
+    """A loaded base with its tokenizer. `name` is what the person asked for."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def compute_dtype() -> torch.dtype:
+    """bf16 on GPUs that have it, fp16 on older ones, fp32 on CPU."""
+    if device().type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def load_config(name: str, revision: str | None = None) -> PretrainedConfig:
+    """The config of a hub id, a local folder or `demo`. Raises InputError when there is no such model."""
+    path = Path(name)
+    if name != "demo" and path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(
+                f"{name}: found no config.json in this folder", "--model FOLDER with a transformers model in it"
+            )
+        if not list(path.glob("*.safetensors")):
+            raise InputError(
+                f"{name}: found no weights (*.safetensors) in this folder", "download or save the whole model there"
+            )
+    elif name != "demo" and (path.is_absolute() or name.startswith(".") or name.count("/") != 1):
+        raise InputError(
+            f"{name}: no such model folder", "--model FOLDER, --model OWNER/NAME from the hub, or --model demo"
+        )
+    try:
+        return AutoConfig.from_pretrained(_source(name), revision=revision)
+    except (OSError, ValueError) as error:
+        raise _unloadable(name, error) from None
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, ready to render conversations. Raises InputError as `load_config` does."""
+    load_config(name, revision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(_source(name), revision=revision)
+    except (OSError, ValueError) as error:
+        raise _unloadable(name, error) from None
+    return with_chat_template(tokenizer)
+
+
+def load_base(
+    name: str,
+    *,
+    quant: str = "4bit",
+    revision: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Base:
+    """Load a causal language model, frozen: NF4 with double quantisation, 8-bit, or as it is.
+
+    Raises InputError when the model is not there or cannot be loaded.
+    """
+    config = load_config(name, revision)
+    if hasattr(config, "attention_dropout"):
+        config.attention_dropout = 0.0  # teacher and student must see the same network
+    dtype = compute_dtype()
+    quantization = {
+        "4bit": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        ),
+        "8bit": BitsAndBytesConfig(load_in_8bit=True),
+        "none": None,
+    }[quant]
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            _source(name),
+            revision=revision,
+            config=config,
+            dtype=dtype,
+            quantization_config=quantization,
+            device_map={"": device()},
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        raise _unloadable(name, error) from None
+    for module in model.modules():
+        # bitsandbytes repacks a 4-bit weight in place on the first no-grad forward in eval mode on CPUs with
+        # AVX512-BF16; after that, backward through it silently gives its input no gradient.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.requires_grad_(False)
+    # What a model's makers recommend for sampling is not what greedy answers and T = 1 rehearsal are made with.
+    model.generation_config.update(do_sample=False, temperature=None, top_p=None, top_k=None)
+    return Base(name, model, tokenizer or load_tokenizer(name, revision))
+
+
+def load_tuned(base: Base, adapter: Path) -> PeftModel:
+    """Put a trained adapter on its base. Raises InputError when it is not there or does not belong to it."""
+    try:
+        return PeftModel.from_pretrained(base.model, adapter)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"{adapter}: this adapter could not be loaded ({reason})", "tune again, or name its own base"
+        ) from None
+
+
+def add_adapter(base: Base, *, rank: int, attention_only: bool = False) -> PeftModel:
+    """Put LoRA (alpha = rank, no dropout) on every linear layer, or on the attention's alone.
+
+    The output head and the embeddings stay frozen: teacher and student share them.
+    """
+    targets: str | list[str] = "all-linear"
+    if attention_only:
+        names = {name.rsplit(".", 1)[-1] for name, _ in base.model.named_modules() if ".self_attn." in name}
+        targets = sorted(name for name in names if name.endswith("_proj"))
+    return get_peft_model(
+        base.model,
+        LoraConfig(
+            r=rank,
+            lora_alpha=rank,
+            lora_dropout=0.0,
+            bias="none",
+            task_type="CAUSAL_LM",
+            target_modules=targets,
+            base_model_name_or_path=str(_source(base.name)),
+        ),
+    )
+
+
+@contextmanager
+def base_view(model: PeftModel) -> Iterator[PreTrainedModel]:
+    """The base itself: inside, every adapter is off and nothing needs a gradient; outside, all is as before."""
+    with torch.no_grad(), model.disable_adapter():
+        yield model.get_base_model()
+
+
+def _source(name: str) -> str:
+    return str(DEMO) if name == "demo" else name
+
+
+def _unloadable(name: str, error: Exception) -> InputError:
+    reason = str(error).strip().split("\n")[0]
+    if not Path(name).is_dir() and "/" in name:
+        return InputError(
+            f"{name}: this model is not on this machine and could not be fetched from the hub ({reason})",
+            "check the id and the network; gated models need `hf auth login`; a local folder works too",
+        )
+    return InputError(f"{name}: this model could not be loaded ({reason})", "--model FOLDER, OWNER/NAME or demo")

@@ -1,0 +1,89 @@
+"""Greedy and sampled answers in batches. Before and after are asked in the same batches: in 16 bits the shape of a
+batch can change an answer."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from transformers import PreTrainedModel
+
+from kdguard.data.tokens import Renderer
+from kdguard.probes.packs import Probe
+from kdguard.probes.score import Answer, is_correct
+
+
+def ask(
+    model: PreTrainedModel,
+    renderer: Renderer,
+    probes: Sequence[Probe],
+    *,
+    max_new_tokens: int = 32,
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Answer]:
+    """Answer every probe greedily, in batches of similar length; the answers come in the order of the probes."""
+    prompts = [
+        renderer.ids(probe.messages or [{"role": "user", "content": probe.question}], prompt=True) for probe in probes
+    ]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    texts = [""] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        replies = generate(model, renderer, [prompts[i] for i in batch], max_new_tokens=max_new_tokens)
+        for i, ids in zip(batch, replies, strict=True):
+            texts[i] = renderer.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        progress(start + len(batch), len(order))
+    return [
+        Answer(probe.id, probe.category, probe.question, probe.answers, text, is_correct(text, probe.answers))
+        for probe, text in zip(probes, texts, strict=True)
+    ]
+
+
+def generate(
+    model: PreTrainedModel,
+    renderer: Renderer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    sample: bool = False,
+    stop: Sequence[int] = (),
+) -> list[list[int]]:
+    """Continue each prompt until its end of turn, greedily or sampled at temperature 1; the end is left out.
+
+    stop: further token ids that end an answer.
+    """
+    ends = {renderer.end_of_turn, *stop}
+    eos = model.generation_config.eos_token_id
+    ends.update(eos if isinstance(eos, list) else [eos] if eos is not None else [])
+    pad = renderer.tokenizer.pad_token_id
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    with torch.no_grad(), _evaluating(model):
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=sample,
+            temperature=1.0 if sample else None,
+            top_k=0 if sample else None,
+            top_p=1.0 if sample else None,
+            eos_token_id=sorted(ends),
+            pad_token_id=pad,
+            use_cache=True,
+        )
+    return [_until(row, ends) for row in output[:, width:].tolist()]
+
+
+def _until(ids: list[int], ends: set[int]) -> list[int]:
+    return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,67 @@
+"""The run folder: the names in it, files that appear whole or not at all, and reading it back."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kdguard.errors import InputError
+from kdguard.files import write_whole
+from kdguard.probes.score import Answer
+from kdguard.report.figures import Pair, pair
+
+CONFIG = "config.yaml"
+EVENTS = "events.jsonl"
+ADAPTER = "adapter"
+CHECKPOINTS = "checkpoints"
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    path: Path
+    report: dict[str, Any]
+    probes: list[Pair]
+    new: list[Pair]
+
+
+def read_run(path: Path) -> Run:
+    """Raises InputError when `path` is not a finished run."""
+    if not path.is_dir():
+        raise InputError(f"{path}: no such run folder", "kdguard tune DATA writes one and names it at its end")
+    if not (path / REPORT).is_file():
+        if (path / CONFIG).is_file():
+            raise InputError(f"{path}: this run has not finished", f"kdguard tune --resume --out {path}")
+        raise InputError(f"{path}: not a run folder (it has no {REPORT})", "name a folder that kdguard tune wrote")
+    try:
+        return Run(
+            path,
+            json.loads((path / REPORT).read_text(encoding="utf-8")),
+            pair(*(read_answers(path / "probes" / f"{when}.jsonl") for when in ("before", "after"))),
+            pair(*(read_answers(path / "new" / f"{when}.jsonl") for when in ("before", "after"))),
+        )
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{path}: this run folder is damaged ({error})", "run it again: kdguard tune --config " + str(path / CONFIG)
+        ) from None
+
+
+def unfinished_config(path: Path) -> Path:
+    """The config of a run that can be gone on with. Raises InputError when there is none, or it has finished."""
+    if not (path / CONFIG).is_file():
+        raise InputError(f"{path}: there is no run here to go on with", f"kdguard tune DATA --out {path}")
+    if (path / REPORT).is_file():
+        raise InputError(f"{path}: this run has finished", f"kdguard compare {path}")
+    return path / CONFIG
+
+
+def write_answers(path: Path, answers: Iterable[Answer]) -> None:
+    write_whole(path, "".join(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers))
+
+
+def read_answers(path: Path) -> list[Answer]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return [Answer(**{**row, "answers": tuple(row["answers"])}) for row in rows]

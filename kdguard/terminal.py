@@ -1,0 +1,225 @@
+"""What a person sees of a run in the terminal: the plan, progress with time left, and the verdict."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from kdguard.events import Event
+from kdguard.probes.score import Answer
+from kdguard.report.figures import Pair
+from kdguard.report.run import Run
+
+console = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+PHASES = {
+    "load": "loading the base",
+    "ask": "asking the probes",
+    "ask probes before": "asking the base old questions",
+    "ask new before": "asking the base the new questions",
+    "rehearse": "the base writes rehearsal rows",
+    "train": "training",
+    "ask probes after": "asking old questions again",
+    "ask new after": "asking the new questions",
+    "report": "writing the report",
+}
+SHOWN = 20  # rows of a table before it says how many more there are
+
+
+class Terminal:
+    """A listener of events. It writes to `out`, so that `--json` can keep standard output for itself."""
+
+    def __init__(self, out: Console, *, show_load: bool = True) -> None:
+        self.out = out
+        self.show_load = show_load  # not where the hub library shows its own bars of what it downloads
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=out,
+            transient=True,
+        )
+        self.task: Any = None
+
+    def __call__(self, event: Event) -> None:
+        kind = event["event"]
+        if kind == "phase" and (self.show_load or event["name"] != "load"):
+            self._begin(PHASES[event["name"]])
+        elif kind == "plan":
+            self._end()
+            self.out.print(plan_table(event))
+        elif kind == "progress":
+            self.progress.update(self.task, completed=event["done"], total=event["total"])
+        elif kind == "loss":
+            note = f"CE {event['ce']:.3f}  KL {event['kl']:.4f}"
+            self.progress.update(self.task, completed=event["step"], total=event["steps"], note=note)
+        elif kind == "answers":
+            asked = "old" if event["of"] == "probes" else "new"
+            who = "base" if event["when"] == "before" else "tuned"
+            share = event["correct"] / max(event["n"], 1)
+            self._end()
+            self.out.print(f"  {who:5} answers {event['correct']:,} of {event['n']:,} {asked} questions ({share:.1%})")
+
+    def close(self) -> None:
+        self._end()
+
+    def _begin(self, name: str) -> None:
+        self._end()
+        self.progress.start()
+        self.task = self.progress.add_task(name, total=None, note="")
+
+    def _end(self) -> None:
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+            self.task = None
+            self.progress.stop()
+
+
+def plan_table(plan: dict[str, Any]) -> Table:
+    config = plan["config"]
+    table = Table.grid(padding=(0, 2))
+    rows = {
+        "model": f"{plan['model']}, {plan['parameters'] / 1e6:,.1f} M parameters, {plan['quant']} on {plan['device']}",
+        "data": f"{config['data']}: {plan['rows']:,} {plan['format']} rows, {plan['tokens']:,} tokens, "
+        f"{plan['target_tokens']:,} of them targets, longest {plan['longest']}",
+        "template": plan["template"],
+        "training": f"{plan['steps']:,} steps of {config['batch_size']} rows, {config['epochs']} epochs, "
+        f"rank {config['rank']}, learning rate {config['lr']:g}",
+        "guard": f"weight {config['guard_weight']:g}, teacher {config['teacher']}, "
+        f"{plan['rehearsal_rows']:,} rows written by the base"
+        if config["guard"]
+        else "off: plain QLoRA",
+        "questions": f"{plan['probes']:,} old, {plan['new_questions']:,} new, before and after",
+        "memory": f"about {plan['memory_gib']:.1f} GiB at its peak",
+        "run folder": plan["out"],
+    }
+    for name, value in rows.items():
+        table.add_row(f"[bold]{name}[/]", escape(value))
+    return table
+
+
+def print_run(out: Console, run: Run, verdict: str) -> None:
+    """The verdict, the forgotten questions with both answers, the folder and the next command."""
+    report = run.report
+    out.print(f"\n[bold]{escape(verdict)}[/]")
+    out.print(figures_table([(run.path.name, report)]))
+    forgotten = [pair for pair in run.probes if pair.outcome == "forgotten"]
+    if forgotten:
+        out.print(answers_table("forgotten", forgotten))
+    missed = [pair for pair in run.new if not pair.after.correct]
+    if missed:
+        out.print(answers_table("not learned", missed))
+    out.print(f"\nrun folder  {escape(str(run.path))}", soft_wrap=True)
+    out.print(f"look at it  {escape(str(run.path / 'report.html'))}", soft_wrap=True)
+    out.print(f"next        kdguard ui {escape(str(run.path))}", soft_wrap=True)
+
+
+def figures_table(reports: Sequence[tuple[str, dict[str, Any]]]) -> Table:
+    """One line a run: learned, kept, forgotten, gained, drift, time."""
+    table = Table(box=_box(), show_edge=False)
+    table.add_column("run")
+    for name in ("learned", "kept", "forgotten", "95 %", "gained", "drift", "training"):
+        table.add_column(name, justify="right")
+    for name, report in reports:
+        new, old = report["learned"], report["kept"]
+        share = "-" if old["forgetting"] is None else f"{old['forgetting']:.1%}"
+        interval = "-" if old["ci95"] is None else f"{old['ci95'][0]:.1%} to {old['ci95'][1]:.1%}"
+        table.add_row(
+            escape(name),
+            f"{new['after']:.1%}",
+            f"{old['kept']:,} of {old['known']:,}",
+            share,
+            interval,
+            f"{old['gained']:,}",
+            f"{report['drift']['nats_per_token']:.3f}",
+            f"{report['cost']['seconds']:.0f} s",
+        )
+    return table
+
+
+def answers_table(
+    title: str, pairs: Sequence[Pair], others: Sequence[tuple[str, dict[str, Answer]]] = (), tuned: str = "tuned"
+) -> Table:
+    """Questions with the base's and the tuned answers; `others` are further columns of answers by question id."""
+    table = Table(title=f"{title}: {len(pairs):,}", title_justify="left", box=_box(), show_edge=False)
+    for name in ("question", "right", "base", *(name for name, _ in others), tuned):
+        table.add_column(name, overflow="fold", max_width=60)
+    for pair in pairs[:SHOWN]:
+        table.add_row(
+            escape(pair.before.question),
+            escape(pair.before.answers[0]),
+            _answer(pair.before),
+            *(_answer(answers[pair.before.id]) for _, answers in others),
+            _answer(pair.after),
+        )
+    if len(pairs) > SHOWN:
+        table.add_row(f"[dim]and {len(pairs) - SHOWN:,} more[/]")
+    return table
+
+
+def print_comparison(out: Console, runs: Sequence[Run]) -> None:
+    """Several runs on the same questions: their figures, then every question on which they differ."""
+    names = run_names(runs)
+    out.print()
+    out.print(figures_table([(name, run.report) for name, run in zip(names, runs, strict=True)]))
+    if len({tuple(pair.before.id for pair in run.probes) for run in runs}) > 1:
+        out.print("\nThese runs were asked different probes: only their figures stand beside each other.")
+        return
+    *others, last = runs
+    columns = [
+        (name, {pair.before.id: pair.after for pair in run.probes}) for name, run in zip(names, others, strict=False)
+    ]
+    differ = [
+        pair
+        for pair in last.probes
+        if pair.before.correct and not all([pair.after.correct, *(a[pair.before.id].correct for _, a in columns)])
+    ]
+    if differ:
+        out.print()
+        out.print(answers_table("old knowledge forgotten by one of them", differ, columns, names[-1]))
+
+
+def run_names(runs: Sequence[Run]) -> list[str]:
+    """The folders' last names, or as much of their paths as tells them apart."""
+    short = [run.path.name for run in runs]
+    return short if len(set(short)) == len(short) else [str(run.path) for run in runs]
+
+
+def category_table(answers: Sequence[Answer]) -> Table:
+    """How many probes of each category were answered rightly."""
+    table = Table(box=_box(), show_edge=False, show_footer=True)
+    right = sum(answer.correct for answer in answers)
+    table.add_column("category", footer="all")
+    table.add_column("known", justify="right", footer=f"{right:,}")
+    table.add_column("of", justify="right", footer=f"{len(answers):,}")
+    table.add_column("share", justify="right", footer=f"{right / max(len(answers), 1):.1%}")
+    for category in dict.fromkeys(answer.category for answer in answers):
+        chosen = [answer.correct for answer in answers if answer.category == category]
+        table.add_row(escape(category), f"{sum(chosen):,}", f"{len(chosen):,}", f"{sum(chosen) / len(chosen):.1%}")
+    return table
+
+
+def print_error(message: str, hint: str) -> None:
+    err.print(f"[bold red]error[/] {escape(message)}", soft_wrap=True)
+    if hint:
+        err.print(f"  [bold]try[/] {escape(hint)}", soft_wrap=True)
+
+
+def _answer(answer: Answer) -> str:
+    text = " ".join(answer.answer.split()) or "(nothing)"
+    return f"[{'green' if answer.correct else 'red'}]{escape(text)}[/]"
+
+
+def _box() -> box.Box:
+    """Lines where the console can show them; Windows' piped cp1252 cannot."""
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    return box.SIMPLE_HEAD if encoding.startswith("utf") else box.ASCII2

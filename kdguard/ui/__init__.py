@@ -1,0 +1,1 @@
+"""The page: reads run folders, never imports the trainer."""

@@ -1,0 +1,95 @@
+"""Targets are the assistant's text and the end of its turn, nothing else: a wrong mask trains nothing, silently."""
+
+import pytest
+
+from kdguard.data import IGNORE
+from kdguard.data.formats import Example
+from kdguard.data.tokens import CHATML, Collator, Renderer, Row, with_chat_template
+from kdguard.errors import InputError
+from tests.conftest import byte_tokenizer
+
+
+@pytest.fixture
+def bytes_renderer() -> Renderer:
+    return Renderer(byte_tokenizer())
+
+
+def example(*turns: str) -> Example:
+    roles = ("user", "assistant")
+    messages = tuple({"role": roles[i % 2], "content": text} for i, text in enumerate(turns))
+    return Example(messages, (turns[-1],), "file:1")
+
+
+def targets(renderer: Renderer, row: Row) -> str:
+    return renderer.tokenizer.decode([label for label in row.labels if label != IGNORE])
+
+
+def test_targets_are_every_answer_with_its_end(bytes_renderer):
+    row = bytes_renderer.row(example("Hi?", "Hello.", "And?", "Bye."), 512)
+    assert targets(bytes_renderer, row) == "Hello.<end>Bye.<end>"
+
+
+def test_one_beginning_of_sequence(bytes_renderer):
+    """The template writes BOS; a tokenizer that adds another teaches the model a prompt nobody will send."""
+    row = bytes_renderer.row(example("Hi?", "Hello."), 512)
+    assert row.ids.count(bytes_renderer.tokenizer.bos_token_id) == 1
+    assert row.ids[0] == bytes_renderer.tokenizer.bos_token_id
+
+
+def test_the_prompt_asked_is_the_prompt_trained(bytes_renderer):
+    row = bytes_renderer.row(example("Hi?", "Hello."), 512)
+    prompt = bytes_renderer.prompt("Hi?")
+    assert row.ids[: len(prompt)] == prompt
+    assert set(row.labels[: len(prompt)]) == {IGNORE}
+    assert IGNORE not in row.labels[len(prompt) :]
+
+
+def test_a_long_row_loses_prompt_and_keeps_its_answer(bytes_renderer):
+    row = bytes_renderer.row(example("x" * 100, "Hello."), 20)
+    assert len(row.ids) == len(row.labels) == 20
+    assert targets(bytes_renderer, row) == "Hello.<end>"
+
+
+def test_an_answer_that_does_not_fit_is_refused(bytes_renderer):
+    """Cut off, it would never learn to end; left out silently, the run would train on less than it says."""
+    with pytest.raises(InputError, match=r"file:1: found an answer of 31 tokens, expected fewer than 20"):
+        bytes_renderer.row(example("Hi?", "x" * 30), 20)
+
+
+def test_a_template_that_renders_earlier_turns_anew_leaves_them_as_context(bytes_renderer):
+    """Templates of reasoning models drop what an earlier turn thought; those turns are not what was asked for."""
+    bytes_renderer.tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' and loop.last %}<end>{% endif %}"
+        "{{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}<assistant><end>{% endif %}"
+    )
+    row = bytes_renderer.row(example("Hi?", "Hello.", "And?", "Bye."), 512)
+    assert targets(bytes_renderer, row) == "Bye.<end>"
+
+
+def test_a_template_whose_prompt_is_no_prefix_is_refused(bytes_renderer):
+    bytes_renderer.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    with pytest.raises(InputError, match="file:1: the chat template"):
+        bytes_renderer.row(example("Hi?", "Hello."), 512)
+
+
+def test_the_user_turn_that_the_base_writes_itself(bytes_renderer):
+    """Prefix, question and ending make the same ids as the template: the base rehearses in the format it is used in."""
+    question = bytes_renderer.tokenizer("Hi?", add_special_tokens=False)["input_ids"]
+    assert bytes_renderer.user_prefix() + question + bytes_renderer.after_user_turn() == bytes_renderer.prompt("Hi?")
+
+
+def test_a_base_model_gets_chatml_and_ends_with_its_own_token():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = None
+    renderer = Renderer(with_chat_template(tokenizer))
+    assert tokenizer.chat_template == CHATML
+    assert targets(renderer, renderer.row(example("Hi?", "Hello."), 512)) == "Hello.</s>"
+
+
+def test_padding_is_never_a_target_or_seen():
+    batch = Collator(pad=7)([Row([1, 2, 3], [IGNORE, 2, 3]), Row([7], [7])])
+    assert batch["input_ids"].tolist() == [[1, 2, 3], [7, 7, 7]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[IGNORE, 2, 3], [7, IGNORE, IGNORE]]

@@ -1,0 +1,174 @@
+"""GuardedTrainer on the embedded model: the real Trainer, PEFT and bitsandbytes."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, TrainingArguments
+
+from kdguard.data import IGNORE
+from kdguard.data.tokens import Collator, Row
+from kdguard.demo import MODEL
+from kdguard.errors import InputError, KdguardError
+from kdguard.guard.teacher import Guard
+from kdguard.guard.trainer import GuardedTrainer, MixedBatchSampler
+from kdguard.model.load import add_adapter, base_view, load_base
+from kdguard.probes.answer import generate
+
+
+def rows(n: int, seed: int = 0) -> list[Row]:
+    """Rows of uneven length with one to six targets at their end."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(n):
+        length = int(torch.randint(8, 24, (1,), generator=generator))
+        targets = int(torch.randint(1, 7, (1,), generator=generator))
+        ids = torch.randint(300, 2000, (length,), generator=generator).tolist()
+        made.append(Row(ids, [IGNORE] * (length - targets) + ids[-targets:]))
+    return made
+
+
+def unlabelled(made: list[Row]) -> list[Row]:
+    return [Row(row.ids, [IGNORE] * len(row.ids)) for row in made]
+
+
+def trainer(model, out, train=None, *, micro=8, batch=8, steps=2, lr=1e-2, **kwargs) -> GuardedTrainer:
+    arguments = TrainingArguments(
+        output_dir=str(out),
+        max_steps=steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=batch // micro,
+        learning_rate=lr,
+        max_grad_norm=0,
+        use_cpu=True,
+        save_strategy="no",
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        label_names=["labels"],
+    )
+    return GuardedTrainer(model, arguments, train_dataset=train or rows(16), data_collator=Collator(0), **kwargs)
+
+
+def adapter(model) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def test_splitting_a_step_into_uneven_micro_batches_changes_nothing(tmp_path):
+    """Rows differ in length and targets, so per-micro-batch means would differ: only counts of the step agree."""
+    after = []
+    for micro in (8, 4, 2):
+        torch.manual_seed(0)
+        model = add_adapter(load_base("demo", quant="none"), rank=8)
+        run = trainer(model, tmp_path, micro=micro, lr=1e-3, rehearsal_dataset=unlabelled(rows(8, 1)), rehearsal=0.5)
+        run.train()
+        after.append(adapter(model))
+    for other in after[1:]:
+        for name, weight in after[0].items():
+            torch.testing.assert_close(other[name], weight, rtol=1e-3, atol=1e-6)
+
+
+def test_gradients_equal_those_of_the_equation(tmp_path, demo):
+    """One step of plain SGD through the Trainer moves the adapter by the gradient of METHOD's loss, autograd's own."""
+    torch.manual_seed(0)
+    model = add_adapter(demo, rank=8)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.02)
+    twin = copy.deepcopy(adapter(model))
+    batch = Collator(0)(rows(8))
+    run = trainer(model, tmp_path, guard=Guard(weight=2.0))
+    run.compute_loss(model, batch).backward()
+    ours = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.requires_grad}
+
+    model.zero_grad()
+    mask = batch["attention_mask"][:, 1:].bool()
+    labels = batch["labels"][:, 1:][mask]
+    with base_view(model):
+        teacher = model(**{k: batch[k] for k in ("input_ids", "attention_mask")}).logits[:, :-1][mask]
+    student = model(**{k: batch[k] for k in ("input_ids", "attention_mask")}).logits[:, :-1][mask]
+    at = labels != IGNORE
+    ce = torch.nn.functional.cross_entropy(student, labels, ignore_index=IGNORE)
+    gold = torch.zeros_like(student, dtype=torch.bool)
+    gold[at, labels[at]] = True
+    p, q = (z.masked_fill(gold, -1e9).log_softmax(-1) for z in (teacher, student))
+    (ce + 2.0 * (p.exp() * (p - q)).sum() / len(q)).backward()
+    assert set(twin) == set(ours)
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            torch.testing.assert_close(ours[name], weight.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_probing_before_training_leaves_training_unharmed(tmp_path, renderer, demo):
+    """bitsandbytes repacks a 4-bit weight on the first eval-mode, no-grad forward on CPUs with AVX512-BF16; backward
+    through a repacked weight silently gives its input no gradient, so the lowest layers would never move."""
+    layer = next(module for module in demo.model.modules() if type(module).__name__ == "Linear4bit")
+    if not type(layer)(64, 64).support_avx512bf16_for_cpu:
+        pytest.skip("this CPU has no AVX512-BF16, so bitsandbytes does not repack")
+    generate(demo.model, renderer, [renderer.prompt("What is the capital of France?")], max_new_tokens=2)
+    model = add_adapter(demo, rank=8)
+    trainer(model, tmp_path).train()
+    assert lowest_moved(model)
+
+
+def test_without_the_remedy_probing_does_harm_training(tmp_path, renderer, demo):
+    """Keeps the test above honest: if this fails, bitsandbytes was mended and the remedy can go."""
+    for module in demo.model.modules():
+        if type(module).__name__ == "Linear4bit":
+            fresh = type(module)(64, 64)
+            module.support_avx512bf16_for_cpu = fresh.support_avx512bf16_for_cpu
+    if not fresh.support_avx512bf16_for_cpu:
+        pytest.skip("this CPU has no AVX512-BF16, so bitsandbytes does not repack")
+    generate(demo.model, renderer, [renderer.prompt("What is the capital of France?")], max_new_tokens=2)
+    model = add_adapter(demo, rank=8)
+    with pytest.raises(KdguardError, match="did not move"):
+        trainer(model, tmp_path).train()
+
+
+def lowest_moved(model) -> bool:
+    return all(weight.any() for name, weight in model.named_parameters() if "layers.0." in name and "lora_B" in name)
+
+
+def test_plain_and_guarded_see_the_same_rows_in_the_same_order():
+    plain = [rows[:4] for rows in MixedBatchSampler(10, 0, 4, 0.0, seed=3)]
+    guarded = [[row for row in rows if row < 10] for rows in MixedBatchSampler(10, 7, 4, 1.0, seed=3)]
+    assert plain == guarded
+
+
+def test_no_rehearsal_row_comes_twice_before_all_came_once():
+    sampler = MixedBatchSampler(10, 13, 4, 0.5, seed=0)
+    seen = []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        seen += [row - 10 for rows in sampler for row in rows if row >= 10]
+    assert len(seen) == 4 * 10 * 0.5
+    assert seen[:13] == list(range(13))
+
+
+def test_every_training_row_comes_once_an_epoch_in_another_order():
+    sampler = MixedBatchSampler(10, 0, 4, 0.0, seed=0)
+    first = [row for rows in sampler for row in rows]
+    sampler.set_epoch(1)
+    second = [row for rows in sampler for row in rows]
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+
+
+def test_a_trained_head_is_refused(tmp_path):
+    """Teacher and student share the head; one that is trained would make the teacher drift with the student."""
+    base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    model = get_peft_model(base, LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    with pytest.raises(InputError, match="output head"):
+        trainer(model, tmp_path)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path, demo):
+    """The Trainer's own filter replaces NaN in the log and trains on."""
+    model = add_adapter(demo, rank=8)
+    run = trainer(model, tmp_path, steps=4)
+    next(weight for name, weight in model.named_parameters() if "lora_A" in name).data.fill_(float("nan"))
+    with pytest.raises(KdguardError, match="stopped being a number"):
+        run.train()

@@ -1,0 +1,29 @@
+"""Answers in batches are the answers one by one, and asking leaves the model as it was."""
+
+from kdguard.probes.answer import ask
+from kdguard.probes.packs import load_probes
+
+
+def test_a_batch_answers_as_each_alone(demo, renderer):
+    probes = load_probes(["world"])[::97]
+    together = ask(demo.model, renderer, probes, batch_size=8)
+    alone = [ask(demo.model, renderer, [probe])[0] for probe in probes]
+    assert together == alone
+
+
+def test_answers_come_in_the_order_of_the_probes(demo, renderer):
+    probes = load_probes(["world"])[:20][::-1]
+    assert [answer.id for answer in ask(demo.model, renderer, probes)] == [probe.id for probe in probes]
+
+
+def test_asking_leaves_the_mode_of_the_model(demo, renderer):
+    for training in (True, False):
+        demo.model.train(training)
+        ask(demo.model, renderer, load_probes(["world"])[:1])
+        assert demo.model.training is training
+
+
+def test_progress_reaches_the_end(demo, renderer):
+    seen = []
+    ask(demo.model, renderer, load_probes(["world"])[:10], batch_size=4, progress=lambda *at: seen.append(at))
+    assert seen == [(4, 10), (8, 10), (10, 10)]

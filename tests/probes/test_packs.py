@@ -1,0 +1,52 @@
+"""A pack is refused by `file:line`: a probe that is silently wrong makes the proof wrong."""
+
+import json
+
+import pytest
+
+from kdguard.errors import InputError
+from kdguard.probes.packs import load_probes
+from kdguard.probes.score import is_correct
+
+PROBE = {"id": "a", "category": "c", "question": "q?", "answers": ["x"]}
+
+
+def test_the_shipped_pack_is_whole():
+    probes = load_probes(["world"])
+    assert len(probes) >= 1500
+    assert len({probe.category for probe in probes}) >= 8
+    assert len({probe.question for probe in probes}) == len(probes)
+    assert all(is_correct(answer, probe.answers) for probe in probes for answer in probe.answers)
+
+
+def test_no_probe_is_answered_by_repeating_its_question():
+    assert not [probe.id for probe in load_probes(["world"]) if is_correct(probe.question, probe.answers)]
+
+
+def test_several_packs_at_once(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps(PROBE))
+    assert len(load_probes(["world", str(path)])) == len(load_probes(["world"])) + 1
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        ({"answers": []}, r"mine\.jsonl:2: found \[\] in 'answers'"),
+        ({"answers": "x"}, r"mine\.jsonl:2: found 'x' in 'answers'"),
+        ({"answers": [" "]}, r"mine\.jsonl:2: found \[' '\] in 'answers'"),
+        ({"question": ""}, r"mine\.jsonl:2: found no text in 'question'"),
+        ({"id": "first"}, r"mine\.jsonl:2: found the id 'first' again, first in .*mine\.jsonl:1"),
+    ],
+)
+def test_a_wrong_probe_is_named(tmp_path, change, expected):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps(PROBE | {"id": "first"}) + "\n" + json.dumps(PROBE | change))
+    with pytest.raises(InputError, match=expected):
+        load_probes([str(path)])
+
+
+def test_an_unknown_pack_names_the_shipped_ones():
+    with pytest.raises(InputError, match="wrld: no such probe pack") as caught:
+        load_probes(["wrld"])
+    assert "world" in caught.value.hint

@@ -1,0 +1,90 @@
+"""Preset < config file < flags; anything unknown is refused with the nearest thing that exists."""
+
+import pytest
+
+from kdguard.config import TuneConfig, presets, resolve
+from kdguard.errors import InputError
+
+FLAGS = {"data": "a.jsonl", "model": "some/model"}
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("epochs: 3\nbatch-size: 4\n")
+    config = resolve({"data": "a.jsonl", "preset": "qwen2.5-7b", "epochs": 2}, file)
+    assert (config.epochs, config.batch_size, config.rank) == (2, 4, presets()["qwen2.5-7b"]["rank"])
+
+
+def test_a_model_takes_the_preset_made_for_it():
+    assert resolve({"data": "a.jsonl", "model": "demo"}).preset == "demo"
+    assert resolve(FLAGS).preset is None
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_is_a_config_and_comments_every_number(name):
+    resolve({"data": "a.jsonl", "preset": name})
+    from kdguard.files import shipped
+
+    lines = (shipped("presets") / f"{name}.yaml").read_text().splitlines()
+    described = ("name:", "license:", "about:", "#")
+    assert all("#" in line for line in lines if not line.startswith(described))
+
+
+def test_the_resolved_config_repeats_itself(tmp_path):
+    config = resolve(FLAGS | {"budget": "1%", "guard": False})
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    again = resolve({}, tmp_path / "config.yaml")
+    assert again.model_dump(exclude={"data"}) == config.model_dump(exclude={"data"})
+    assert again.data.name == config.data.name and again.data.is_absolute()
+
+
+@pytest.mark.parametrize("given, share", [("1%", 0.01), ("0.5 %", 0.005), ("0.02", 0.02), (0.02, 0.02)])
+def test_a_budget_is_a_percentage_or_a_share(given, share):
+    assert TuneConfig(data="a", model="b", budget=given).budget == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    "flags, expected, hint",
+    [
+        ({"preset": "qwen2.5"}, "no preset named 'qwen2.5'", "qwen2.5-7b"),
+        ({"quant": "5bit"}, "--quant '5bit'", "quantisation"),
+        ({"epochs": 0}, "--epochs 0", "passes"),
+        ({"budget": "lots"}, "--budget 'lots'", "1%"),
+        ({"budget": "200%"}, "--budget 2.0", "1%"),
+        ({"batch_size": 10, "micro_batch_size": 4}, "micro-batch-size 4 does not divide", "--micro-batch-size"),
+    ],
+)
+def test_a_wrong_value_says_what_is_right(flags, expected, hint):
+    with pytest.raises(InputError, match=expected) as caught:
+        resolve(FLAGS | flags)
+    assert hint in caught.value.hint
+
+
+def test_all_problems_are_told_at_once():
+    with pytest.raises(InputError) as caught:
+        resolve(FLAGS | {"epochs": 0, "lr": -1})
+    assert "--epochs" in caught.value.message and "--lr" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "text, expected, hint",
+    [
+        ("epoch: 3", "unknown config key 'epoch'", "did you mean 'epochs'?"),
+        ("zzz: 3", "unknown config key 'zzz'", "epochs"),
+        ("- a", "found list, expected keys", "key: value"),
+        ("a: [", "c.yaml:1: not YAML", "key: value"),
+    ],
+)
+def test_a_wrong_config_file(tmp_path, text, expected, hint):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=expected) as caught:
+        resolve(FLAGS, file)
+    assert hint in caught.value.hint
+
+
+def test_a_config_is_loaded_safely(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("epochs: !!python/object/apply:os.getcwd []")
+    with pytest.raises(InputError, match="not YAML"):
+        resolve(FLAGS, file)

@@ -1,0 +1,144 @@
+"""The whole story on the embedded model: what it writes, that it repeats, stops and goes on."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from kdguard.demo import MODEL
+from kdguard.events import read_events
+from kdguard.report.run import read_run
+from tests.conftest import ROOT
+from tests.test_cli import DATA, kdguard
+
+REPORT = {
+    "format": None,
+    "kdguard": None,
+    "model": None,
+    "data": None,
+    "goal": None,
+    "seed": None,
+    "guard": {"weight", "teacher", "rehearsal"},
+    "strength": None,
+    "learned": {"n", "before", "after", "ci95"},
+    "kept": {"n", "known", "kept", "forgotten", "gained", "forgetting", "ci95", "p_value"},
+    "drift": {"nats_per_token"},
+    "cost": {"steps", "tokens", "seconds", "tokens_per_second", "peak_memory_gib"},
+    "budget": None,
+}
+FILES = """config.yaml events.jsonl probes/before.jsonl probes/after.jsonl new/before.jsonl new/after.jsonl
+adapter/adapter_model.safetensors adapter/adapter_config.json adapter/README.md checkpoints report.json report.html"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The first forty rows: enough to train on, quick enough to repeat."""
+    path = tmp_path_factory.mktemp("data") / "some_facts.jsonl"
+    path.write_text("".join(DATA.read_text().splitlines(keepends=True)[:40]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return out, kdguard("tune", data, "--model", "demo", "--epochs", 2, "--out", out, "--json")
+
+
+def test_json_prints_the_report_alone(finished):
+    out, done = finished
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads((out / "report.json").read_text())
+
+
+def test_the_report_is_the_contract(finished):
+    report = json.loads(finished[1].stdout)
+    assert set(report) == set(REPORT)
+    for key, fields in REPORT.items():
+        if fields:
+            assert fields <= set(report[key]), key
+    old = report["kept"]
+    assert old["kept"] + old["forgotten"] == old["known"]
+    assert old["forgetting"] == pytest.approx(old["forgotten"] / old["known"])
+    assert 0 <= report["learned"]["after"] <= 1
+    assert report["cost"]["steps"] == 4
+    assert report["drift"]["nats_per_token"] > 0
+
+
+def test_the_run_folder_is_the_contract(finished):
+    out = finished[0]
+    assert all((out / name).exists() for name in FILES.split())
+    assert not list(out.rglob("*.part"))
+    fields = {"id", "category", "question", "answers", "answer", "correct", "level"}
+    for name in ("probes/before", "probes/after", "new/before", "new/after"):
+        rows = [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
+        assert all(set(row) == fields for row in rows)
+    kinds = [event["event"] for event in read_events(out / "events.jsonl")]
+    assert kinds.count("loss") == 4 and kinds.count("answers") == 4 and kinds[-1] == "finished"
+    assert yaml.safe_load((out / "config.yaml").read_text())["epochs"] == 2
+
+
+def test_peft_loads_the_adapter_on_the_base(finished):
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(MODEL), finished[0] / "adapter")
+    weights = [weight for name, weight in model.named_parameters() if "lora_B" in name]
+    assert len(weights) == 4 * 7 and all(weight.any() for weight in weights)
+
+
+def test_the_same_config_gives_the_same_run(finished, tmp_path):
+    out = finished[0]
+    done = kdguard("tune", "--config", out / "config.yaml", "--out", tmp_path / "again", "--json")
+    assert done.returncode == 0, done.stderr
+    again = tmp_path / "again" / "adapter" / "adapter_model.safetensors"
+    assert again.read_bytes() == (out / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def test_compare_and_probe_read_the_run(finished):
+    out = finished[0]
+    compared = kdguard("compare", out)
+    assert compared.returncode == 0 and "probes it knew" in compared.stdout
+    assert json.loads(kdguard("compare", out, "--json").stdout)[0]["kept"] == read_run(out).report["kept"]
+    probed = kdguard("probe", out, "--json")
+    after = [pair.after for pair in read_run(out).probes]
+    assert [row["answer"] for row in json.loads(probed.stdout)] == [answer.answer for answer in after]
+
+
+def test_over_the_budget_is_exit_3(data, tmp_path):
+    flags = ("--no-guard", "--epochs", 4, "--budget", "0.1%", "--out", tmp_path / "run", "--json")
+    done = kdguard("tune", data, "--model", "demo", *flags)
+    assert done.returncode == 3, done.stderr
+    assert json.loads(done.stdout)["budget"] == {"limit": 0.001, "met": False}
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(data, tmp_path):
+    done = kdguard("tune", data, "--model", "demo", "--out", tmp_path / "run", "--dry-run", "--json")
+    plan = json.loads(done.stdout)
+    assert plan["plan"]["rows"] == 40 and plan["config"]["model"] == "demo"
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_saves_and_resume_ends_with_the_adapter_of_the_run_that_was_not_stopped(data, tmp_path):
+    flags = ("--model", "demo", "--epochs", "12", "--no-guard")
+    whole = kdguard("tune", data, *flags, "--out", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    command = [sys.executable, "-m", "kdguard", "tune", data, *flags, "--out", tmp_path / "stopped"]
+    running = subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    events = tmp_path / "stopped" / "events.jsonl"
+    deadline = time.time() + 120
+    while not any(event["event"] == "loss" and event["step"] >= 5 for event in read_events(events)):
+        assert running.poll() is None and time.time() < deadline
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert f"kdguard tune --resume --out {tmp_path / 'stopped'}" in said.replace("\n", "")
+    resumed = kdguard("tune", "--resume", "--out", tmp_path / "stopped")
+    assert resumed.returncode == 0, resumed.stderr
+    adapters = [(tmp_path / run / "adapter" / "adapter_model.safetensors").read_bytes() for run in ("whole", "stopped")]
+    assert adapters[0] == adapters[1]
