@@ -135,7 +135,7 @@ def demo(
             console.rule(f"{name}: {'with' if guard else 'without'} the guard", align="left", characters="-")
         flags = {"data": data, "model": "demo", "guard": guard, "seed": seed, "out": folder / name}
         try:
-            story.tune(resolve(flags), events)
+            story.tune(resolve(flags), events, same_base=folder / "plain" if guard else None)
         finally:
             terminal.close()
     _compare([read_run(folder / "plain"), read_run(folder / "guarded")], as_json)

@@ -31,11 +31,11 @@ class TuneConfig(BaseModel):
         "facts", description="`facts` adapts every linear layer; `style` attention only, which hardly learns facts"
     )
     guard: bool = Field(True, description="hold the tuned model to the base; without it, plain QLoRA")
-    guard_weight: float = Field(3.0, ge=0, description="weight λ of the guard's KL beside the cross-entropy")
+    guard_weight: float = Field(6.0, ge=0, description="weight λ of the guard's KL beside the cross-entropy")
     guard_temperature: float = Field(1.0, gt=0, description="temperature τ of the guard's KL")
     guard_masked: bool = Field(True, description="take the gold token out of the guard's KL at target positions")
     teacher: Literal["base"] = Field("base", description="what the guard holds the tuned model to")
-    rehearsal: float = Field(1.0, ge=0, description="rehearsal rows, written by the base, per training row")
+    rehearsal: float = Field(0.5, ge=0, description="rehearsal rows, written by the base, per training row")
     budget: float | None = Field(
         None, ge=0, le=1, description="largest forgetting accepted, such as `1%`; over it, exit code 3"
     )

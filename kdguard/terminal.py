@@ -47,6 +47,7 @@ class Terminal:
             TextColumn("{task.fields[note]}"),
             console=out,
             transient=True,
+            disable=not out.is_terminal,
         )
         self.task: Any = None
 
@@ -126,17 +127,17 @@ def print_run(out: Console, run: Run, verdict: str) -> None:
 def figures_table(reports: Sequence[tuple[str, dict[str, Any]]]) -> Table:
     """One line a run: learned, kept, forgotten, gained, drift, time."""
     table = Table(box=_box(), show_edge=False)
-    table.add_column("run")
-    for name in ("learned", "kept", "forgotten", "95 %", "gained", "drift", "training"):
-        table.add_column(name, justify="right")
+    table.add_column("run", overflow="fold")
+    for name in ("learned", "kept", "forgotten", "95 %", "gained", "drift", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
     for name, report in reports:
         new, old = report["learned"], report["kept"]
         share = "-" if old["forgetting"] is None else f"{old['forgetting']:.1%}"
-        interval = "-" if old["ci95"] is None else f"{old['ci95'][0]:.1%} to {old['ci95'][1]:.1%}"
+        interval = "-" if old["ci95"] is None else f"{old['ci95'][0]:.1%}–{old['ci95'][1]:.1%}"
         table.add_row(
             escape(name),
             f"{new['after']:.1%}",
-            f"{old['kept']:,} of {old['known']:,}",
+            f"{old['kept']:,}/{old['known']:,}",
             share,
             interval,
             f"{old['gained']:,}",
@@ -150,19 +151,22 @@ def answers_table(
     title: str, pairs: Sequence[Pair], others: Sequence[tuple[str, dict[str, Answer]]] = (), tuned: str = "tuned"
 ) -> Table:
     """Questions with the base's and the tuned answers; `others` are further columns of answers by question id."""
-    table = Table(title=f"{title}: {len(pairs):,}", title_justify="left", box=_box(), show_edge=False)
-    for name in ("question", "right", "base", *(name for name, _ in others), tuned):
-        table.add_column(name, overflow="fold", max_width=60)
-    for pair in pairs[:SHOWN]:
+    all_known = all(pair.before.correct for pair in pairs)  # then the base's answer is the right one
+    table = Table(title=f"{title}: {len(pairs):,}", title_justify="left", box=_box(), show_edge=False, expand=True)
+    table.add_column("question", overflow="fold", ratio=2, max_width=60)
+    for name in (*(() if all_known else ("right",)), "base", *(name for name, _ in others), tuned):
+        table.add_column(name, overflow="fold", ratio=1, max_width=40)
+    for pair in _spread(pairs):
         table.add_row(
             escape(pair.before.question),
-            escape(pair.before.answers[0]),
+            *(() if all_known else (escape(pair.before.answers[0]),)),
             _answer(pair.before),
             *(_answer(answers[pair.before.id]) for _, answers in others),
             _answer(pair.after),
         )
-    if len(pairs) > SHOWN:
-        table.add_row(f"[dim]and {len(pairs) - SHOWN:,} more[/]")
+    shown = len(_spread(pairs))
+    if len(pairs) > shown:
+        table.add_row(f"[dim]and {len(pairs) - shown:,} more[/]")
     return table
 
 
@@ -212,6 +216,11 @@ def print_error(message: str, hint: str) -> None:
     err.print(f"[bold red]error[/] {escape(message)}", soft_wrap=True)
     if hint:
         err.print(f"  [bold]try[/] {escape(hint)}", soft_wrap=True)
+
+
+def _spread(pairs: Sequence[Pair]) -> Sequence[Pair]:
+    """At most SHOWN of them, from the whole list: neighbours are often of one category."""
+    return pairs[:: -(-len(pairs) // SHOWN)]
 
 
 def _answer(answer: Answer) -> str:

@@ -36,11 +36,21 @@ from kdguard.report.build import build_report, write_report
 
 MAX_NEW_QUESTIONS = 500  # training questions asked before and after; a seeded sample of more rows
 MAX_REHEARSAL = 4096  # rehearsal rows written by the base; more passes walk through them again
+MAX_REHEARSAL_TOKENS = 256  # a rehearsal row's question and answer each; never longer than the longest training row
 DRIFT_ROWS = 64  # further rows that the base wrote, kept out of training, on which drift is measured
 
 
-def tune(config: TuneConfig, events: Events, *, resume: bool = False, dry_run: bool = False) -> dict[str, Any]:
+def tune(
+    config: TuneConfig,
+    events: Events,
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
+    same_base: Path | None = None,
+) -> dict[str, Any]:
     """Run `config` and return its report, or its plan if `dry_run`. Nothing is written until every input is read.
+
+    same_base: a finished run of the same base, data and probes, whose base answers are taken over instead of asked.
 
     Raises InputError for anything wrong with the input, KdguardError for a run that fails, and KeyboardInterrupt after
     a checkpoint was saved.
@@ -90,15 +100,18 @@ def tune(config: TuneConfig, events: Events, *, resume: bool = False, dry_run: b
         path = out / folder / f"{when}.jsonl"
         if resume and path.exists():
             return run_folder.read_answers(path)
-        phase = f"ask {folder} {when}"
-        events.emit("phase", name=phase)
-        found = ask(base.model, renderer, questions, progress=events.progress(phase))
+        if same_base and when == "before":
+            found = run_folder.read_answers(same_base / folder / path.name)
+        else:
+            phase = f"ask {folder} {when}"
+            events.emit("phase", name=phase)
+            found = ask(base.model, renderer, questions, progress=events.progress(phase))
         run_folder.write_answers(path, found)
         events.emit("answers", when=when, of=folder, n=len(found), correct=sum(answer.correct for answer in found))
         return found
 
     probes_before, new_before = answers("probes", "before", probes), answers("new", "before", new)
-    rehearsal = _rehearsal(config, base.model, renderer, out, len(rows), events, resume)
+    rehearsal = _rehearsal(config, base.model, renderer, out, rows, events, resume)
     for_drift, rehearsal = rehearsal[:DRIFT_ROWS], rehearsal[DRIFT_ROWS:]
 
     set_seed(config.seed)
@@ -217,13 +230,20 @@ def _last_checkpoint(out: Path) -> str | None:
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
 
-def _rehearsal(config, model, renderer: Renderer, out: Path, rows: int, events: Events, resume: bool) -> list[Row]:
+def _rehearsal(
+    config, model, renderer: Renderer, out: Path, rows: list[Row], events: Events, resume: bool
+) -> list[Row]:
     path = out / run_folder.CHECKPOINTS / "rehearsal.jsonl"
     if resume and path.exists():
         return load_rows(path)
     events.emit("phase", name="rehearse")
     found = rehearse(
-        model, renderer, rehearsal_rows(config, rows), seed=config.seed, progress=events.progress("rehearse")
+        model,
+        renderer,
+        rehearsal_rows(config, len(rows)),
+        seed=config.seed,
+        max_new_tokens=min(MAX_REHEARSAL_TOKENS, max(len(row.ids) for row in rows)),
+        progress=events.progress("rehearse"),
     )
     save_rows(path, found)
     return found

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from kdguard.data import IGNORE
 from kdguard.data.tokens import Renderer, Row
 from kdguard.files import write_whole
-from kdguard.probes.answer import generate
+from kdguard.probes.answer import batch_rows, generate
 
 
 def rehearse(
@@ -24,12 +24,15 @@ def rehearse(
     *,
     seed: int,
     max_new_tokens: int = 128,
-    batch_size: int = 64,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Row]:
-    """Sample `n` rows without targets at temperature 1 from `model`, the base."""
+    """Sample `n` rows without targets at temperature 1 from `model`, the base.
+
+    max_new_tokens: the longest question and the longest answer.
+    """
     prefix = renderer.user_prefix()
     ending = renderer.after_user_turn()
+    batch_size = batch_rows(model)
     rows: list[Row] = []
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)

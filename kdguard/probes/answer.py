@@ -18,7 +18,7 @@ def ask(
     probes: Sequence[Probe],
     *,
     max_new_tokens: int = 32,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Answer]:
     """Answer every probe greedily, in batches of similar length; the answers come in the order of the probes."""
@@ -27,6 +27,7 @@ def ask(
     ]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     texts = [""] * len(prompts)
+    batch_size = batch_size or batch_rows(model)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         replies = generate(model, renderer, [prompts[i] for i in batch], max_new_tokens=max_new_tokens)
@@ -37,6 +38,15 @@ def ask(
         Answer(probe.id, probe.category, probe.question, probe.answers, text, is_correct(text, probe.answers))
         for probe, text in zip(probes, texts, strict=True)
     ]
+
+
+def batch_rows(model: PreTrainedModel) -> int:
+    """Rows to generate for at once: as many as keep a cache of 256 tokens a row within 1 GiB, 512 at most."""
+    text = model.config.get_text_config()
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    row = 256 * 2 * text.num_hidden_layers * heads * head * model.dtype.itemsize
+    return max(1, min(512, 2**30 // row))
 
 
 def generate(

@@ -33,13 +33,16 @@ def unlabelled(made: list[Row]) -> list[Row]:
     return [Row(row.ids, [IGNORE] * len(row.ids)) for row in made]
 
 
-def trainer(model, out, train=None, *, micro=8, batch=8, steps=2, lr=1e-2, **kwargs) -> GuardedTrainer:
+def trainer(
+    model, out, train=None, *, micro=8, batch=8, steps=2, lr=1e-2, optim="adamw_torch", **kwargs
+) -> GuardedTrainer:
     arguments = TrainingArguments(
         output_dir=str(out),
         max_steps=steps,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=batch // micro,
         learning_rate=lr,
+        optim=optim,
         max_grad_norm=0,
         use_cpu=True,
         save_strategy="no",
@@ -63,12 +66,13 @@ def test_splitting_a_step_into_uneven_micro_batches_changes_nothing(tmp_path):
     for micro in (8, 4, 2):
         torch.manual_seed(0)
         model = add_adapter(load_base("demo", quant="none"), rank=8)
-        run = trainer(model, tmp_path, micro=micro, lr=1e-3, rehearsal_dataset=unlabelled(rows(8, 1)), rehearsal=0.5)
+        extra = unlabelled(rows(8, 1))
+        run = trainer(model, tmp_path, micro=micro, lr=1.0, optim="sgd", rehearsal_dataset=extra, rehearsal=0.5)
         run.train()
         after.append(adapter(model))
     for other in after[1:]:
         for name, weight in after[0].items():
-            torch.testing.assert_close(other[name], weight, rtol=1e-3, atol=1e-6)
+            torch.testing.assert_close(other[name], weight, rtol=1e-4, atol=1e-6)
 
 
 def test_gradients_equal_those_of_the_equation(tmp_path, demo):
@@ -114,6 +118,7 @@ def test_probing_before_training_leaves_training_unharmed(tmp_path, renderer, de
     assert lowest_moved(model)
 
 
+@pytest.mark.filterwarnings("ignore:.*gemv_4bit:UserWarning")
 def test_without_the_remedy_probing_does_harm_training(tmp_path, renderer, demo):
     """Keeps the test above honest: if this fails, bitsandbytes was mended and the remedy can go."""
     for module in demo.model.modules():
@@ -132,31 +137,51 @@ def lowest_moved(model) -> bool:
     return all(weight.any() for name, weight in model.named_parameters() if "layers.0." in name and "lora_B" in name)
 
 
+LENGTHS = [5, 9, 3, 7, 12, 4, 8, 6, 11, 10, *range(3, 16)]
+
+
+def sampler(ratio: float, batch_size: int = 4, accumulation: int = 1) -> MixedBatchSampler:
+    """Over ten training rows and thirteen rehearsal rows."""
+    return MixedBatchSampler(LENGTHS[:10], LENGTHS[10:], batch_size, accumulation, ratio, seed=3)
+
+
 def test_plain_and_guarded_see_the_same_rows_in_the_same_order():
-    plain = [rows[:4] for rows in MixedBatchSampler(10, 0, 4, 0.0, seed=3)]
-    guarded = [[row for row in rows if row < 10] for rows in MixedBatchSampler(10, 7, 4, 1.0, seed=3)]
+    plain = [set(rows) for rows in sampler(0.0)]
+    guarded = [{row for row in rows if row < 10} for rows in sampler(1.0)]
     assert plain == guarded
 
 
 def test_no_rehearsal_row_comes_twice_before_all_came_once():
-    sampler = MixedBatchSampler(10, 13, 4, 0.5, seed=0)
+    mixed = sampler(0.5)
     seen = []
     for epoch in range(4):
-        sampler.set_epoch(epoch)
-        seen += [row - 10 for rows in sampler for row in rows if row >= 10]
+        mixed.set_epoch(epoch)
+        seen += [row - 10 for rows in mixed for row in rows if row >= 10]
     assert len(seen) == 4 * 10 * 0.5
-    assert seen[:13] == list(range(13))
+    counts = [seen.count(row) for row in range(13)]
+    assert set(counts) == {1, 2}
 
 
 def test_every_training_row_comes_once_an_epoch_in_another_order():
-    sampler = MixedBatchSampler(10, 0, 4, 0.0, seed=0)
-    first = [row for rows in sampler for row in rows]
-    sampler.set_epoch(1)
-    second = [row for rows in sampler for row in rows]
+    plain = sampler(0.0)
+    first = [row for rows in plain for row in rows]
+    plain.set_epoch(1)
+    second = [row for rows in plain for row in rows]
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second
 
 
+def test_a_step_is_sorted_by_length_before_it_is_split():
+    """Rows of one length share a micro-batch, so less is padded; the step as a whole holds the same rows."""
+    whole = [set(rows) for rows in sampler(0.5, batch_size=8)]
+    split = list(sampler(0.5, batch_size=2, accumulation=4))
+    assert [set().union(*split[:4]), set().union(*split[4:])] == whole
+    lengths = [LENGTHS[row] for rows in split[:4] for row in rows]
+    assert lengths == sorted(lengths)
+    assert len(split) == len(sampler(0.5, batch_size=2, accumulation=4)) == 5
+
+
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True.:UserWarning")
 def test_a_trained_head_is_refused(tmp_path):
     """Teacher and student share the head; one that is trained would make the teacher drift with the student."""
     base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
