@@ -199,9 +199,11 @@ def ui(
     from kdguard.report.run import read_run
 
     finished = read_run(run)
+    _quiet_libraries(show_downloads=False)
+    from kdguard.terminal import console
     from kdguard.ui.page import serve
 
-    serve(finished, port)
+    serve(finished, port, lambda address: console.print(f"{address}  Ctrl-C ends it", soft_wrap=True))
 
 
 @app.callback(invoke_without_command=True)
@@ -262,7 +264,7 @@ def _quiet_libraries(*, show_downloads: bool) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not show_downloads:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for library in ("transformers", "bitsandbytes"):
+    for library in ("transformers", "bitsandbytes", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.ERROR)
 
 

@@ -126,7 +126,7 @@ def print_run(out: Console, run: Run, verdict: str) -> None:
 
 def figures_table(reports: Sequence[tuple[str, dict[str, Any]]]) -> Table:
     """One line a run: learned, kept, forgotten, gained, drift, time."""
-    table = Table(box=_box(), show_edge=False)
+    table = Table(box=_box(), show_edge=False, pad_edge=False, collapse_padding=True)
     table.add_column("run", overflow="fold")
     for name in ("learned", "kept", "forgotten", "95 %", "gained", "drift", "time"):
         table.add_column(name, justify="right", no_wrap=True)

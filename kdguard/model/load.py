@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -60,6 +62,8 @@ def load_config(name: str, revision: str | None = None) -> PretrainedConfig:
         raise InputError(
             f"{name}: no such model folder", "--model FOLDER, --model OWNER/NAME from the hub, or --model demo"
         )
+    if name != "demo" and not path.is_dir():
+        _ask_hub(name, revision)
     try:
         return AutoConfig.from_pretrained(_source(name), revision=revision)
     except (OSError, ValueError) as error:
@@ -111,7 +115,7 @@ def load_base(
             device_map={"": device()},
             use_safetensors=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _unloadable(name, error) from None
     for module in model.modules():
         # bitsandbytes repacks a 4-bit weight in place on the first no-grad forward in eval mode on CPUs with
@@ -130,7 +134,7 @@ def load_tuned(base: Base, adapter: Path) -> PeftModel:
     """Put a trained adapter on its base. Raises InputError when it is not there or does not belong to it."""
     try:
         return PeftModel.from_pretrained(base.model, adapter)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(
             f"{adapter}: this adapter could not be loaded ({reason})", "tune again, or name its own base"
@@ -169,6 +173,16 @@ def base_view(model: PeftModel) -> Iterator[PreTrainedModel]:
 
 def _source(name: str) -> str:
     return str(DEMO) if name == "demo" else name
+
+
+def _ask_hub(name: str, revision: str | None) -> None:
+    """Tell at once when the hub cannot be reached or has no such model: the downloads themselves retry for a minute."""
+    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+        return
+    try:
+        HfApi().model_info(name, revision=revision, timeout=10)
+    except Exception as error:  # whatever the hub's HTTP library raises in this version
+        raise _unloadable(name, error) from None
 
 
 def _unloadable(name: str, error: Exception) -> InputError:

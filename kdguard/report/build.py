@@ -67,10 +67,10 @@ def write_report(out: Path, report: dict[str, Any], events: Events) -> None:
 def verdict(report: dict[str, Any]) -> str:
     """The run in one sentence."""
     new, old = report["learned"], report["kept"]
-    said = f"Learned {new['after']:.1%} of {new['n']} training questions"
+    said = f"Learned {new['after']:.1%} of {new['n']:,} training questions"
     if not old["known"]:
-        return f"{said}; the base answered none of the {old['n']} probes, so forgetting cannot be told."
-    said += f" and forgot {old['forgotten']} of the {old['known']} probes it knew ({old['forgetting']:.1%})"
+        return f"{said}; the base answered none of the {old['n']:,} probes, so forgetting cannot be told."
+    said += f" and forgot {old['forgotten']:,} of the {old['known']:,} probes it knew ({old['forgetting']:.1%})"
     if report["budget"]:
         said += f", {'within' if report['budget']['met'] else 'over'} the budget of {report['budget']['limit']:.1%}"
     return said + "."

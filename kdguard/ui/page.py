@@ -2,6 +2,8 @@
 
 import os
 import threading
+from collections.abc import Callable
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -10,11 +12,12 @@ from kdguard.errors import InputError
 from kdguard.report.build import verdict
 from kdguard.report.run import ADAPTER, CONFIG, Run
 
-FILTERS = ("forgotten", "gained", "kept", "missed", "all")
-HEADERS = ["outcome", "category", "question", "right answer", "base", "tuned"]
+MARKS = {"forgotten": "✗", "gained": "+", "kept": "✓", "missed": "·"}
+HEADERS = ["", "question", "right answer", "base", "tuned"]
 CSS = """
 .gradio-container { max-width: 72rem !important; margin: 0 auto !important; }
 footer { display: none !important; }
+.gradio-container table * { font-family: var(--font) !important; }
 """
 
 
@@ -57,9 +60,7 @@ class Asker:
 
 def build(run: Run) -> gr.Blocks:
     """The page of one run. Its endpoints are `/compare` (filter, category, search) and `/ask` (question)."""
-    counts = {name: sum(pair.outcome == name for pair in run.probes) for name in FILTERS[:-1]} | {
-        "all": len(run.probes)
-    }
+    counts = {name: sum(pair.outcome == name for pair in run.probes) for name in MARKS}
     categories = sorted({pair.before.category for pair in run.probes})
     asker = Asker(run)
 
@@ -68,27 +69,23 @@ def build(run: Run) -> gr.Blocks:
         rows = []
         for pair in run.probes:
             before, after = pair.before, pair.after
-            row = [pair.outcome, before.category, before.question, before.answers[0], before.answer, after.answer]
+            row = [MARKS[pair.outcome], before.question, before.answers[0], before.answer, after.answer]
             if outcome not in ("all", pair.outcome) or category not in ("all", before.category):
                 continue
             if all(word in " ".join(row).casefold() for word in words):
                 rows.append(row)
-        return rows or [["", "", "No probe matches.", "", "", ""]]
+        return rows or [["", "No probe matches.", "", "", ""]]
 
     first = "forgotten" if counts["forgotten"] else "kept"
     with gr.Blocks(title=f"kdguard: {run.path.name}", analytics_enabled=False) as page:
         gr.HTML(
-            "<h1 style='font-size:1.5rem;font-weight:600;margin:0'>{{value}}</h1>".replace(
-                "{{value}}", _escape(verdict(run.report))
-            )
-        )
-        gr.HTML(
-            f"<p style='opacity:.7;margin:0'>{_escape(run.report['model'])} tuned on {_escape(run.report['data'])}</p>"
+            f"<h1 style='font-size:1.5rem;font-weight:600;margin:0'>{escape(verdict(run.report))}</h1>"
+            "<p style='opacity:.7;margin:.25rem 0 0'>"
+            f"{escape(run.report['model'])} tuned on {escape(run.report['data'])}</p>"
         )
         with gr.Row():
-            outcome = gr.Radio(
-                [(f"{name} ({counts[name]:,})", name) for name in FILTERS], value=first, label="Show", scale=3
-            )
+            labels = [(f"{mark} {name} ({counts[name]:,})", name) for name, mark in MARKS.items()]
+            outcome = gr.Radio([*labels, (f"all ({len(run.probes):,})", "all")], value=first, label="Show", scale=3)
             category = gr.Dropdown(["all", *categories], value="all", label="Category", scale=1)
             search = gr.Textbox(label="Search", placeholder="a word in question or answer", scale=2)
         table = gr.Dataframe(
@@ -100,7 +97,7 @@ def build(run: Run) -> gr.Blocks:
             wrap=True,
             max_height=480,
             show_label=False,
-            column_widths=["9%", "12%", "31%", "16%", "16%", "16%"],
+            column_widths=["6%", "37%", "19%", "19%", "19%"],
         )
         inputs = [outcome, category, search]
         outcome.change(compare, inputs, table, api_name="compare", show_progress="hidden")
@@ -128,11 +125,15 @@ def build(run: Run) -> gr.Blocks:
     return page
 
 
-def serve(run: Run, port: int) -> None:
-    """Serve the page on 127.0.0.1 until Ctrl-C. Raises InputError when the port is taken."""
+def serve(run: Run, port: int, ready: Callable[[str], None]) -> None:
+    """Serve the page on 127.0.0.1 until Ctrl-C; `ready` is called with its address.
+
+    Raises InputError when the port is taken.
+    """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    page = build(run)
     try:
-        build(run).launch(
+        _, address, _ = page.launch(
             server_name="127.0.0.1",
             server_port=port,
             share=False,
@@ -145,9 +146,5 @@ def serve(run: Run, port: int) -> None:
         )
     except OSError:
         raise InputError(f"port {port} is taken", f"kdguard ui {run.path} --port {port + 1}") from None
-
-
-def _escape(text: object) -> str:
-    from html import escape
-
-    return escape(str(text))
+    ready(address)
+    page.block_thread()
