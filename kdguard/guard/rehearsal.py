@@ -33,6 +33,7 @@ def rehearse(
     prefix = renderer.user_prefix()
     ending = renderer.after_user_turn()
     batch_size = batch_rows(model)
+    progress(0, n)
     rows: list[Row] = []
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)

@@ -28,6 +28,7 @@ def ask(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     texts = [""] * len(prompts)
     batch_size = batch_size or batch_rows(model)
+    progress(0, len(order))
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         replies = generate(model, renderer, [prompts[i] for i in batch], max_new_tokens=max_new_tokens)

@@ -23,7 +23,7 @@ def test_asking_leaves_the_mode_of_the_model(demo, renderer):
         assert demo.model.training is training
 
 
-def test_progress_reaches_the_end(demo, renderer):
+def test_progress_tells_the_total_at_once_and_reaches_it(demo, renderer):
     seen = []
     ask(demo.model, renderer, load_probes(["world"])[:10], batch_size=4, progress=lambda *at: seen.append(at))
-    assert seen == [(4, 10), (8, 10), (10, 10)]
+    assert seen == [(0, 10), (4, 10), (8, 10), (10, 10)]
