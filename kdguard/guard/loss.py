@@ -76,7 +76,7 @@ class _SharedHeadLoss(torch.autograd.Function):
         kl = torch.zeros((), dtype=wide, device=student.device)
         n_targets = torch.as_tensor(n_targets, dtype=wide, device=student.device).clamp(min=1)
         n_guarded = torch.as_tensor(n_guarded, dtype=wide, device=student.device).clamp(min=1)
-        grad = torch.empty_like(student) if student.requires_grad else None
+        grad = torch.empty_like(student, dtype=wide) if student.requires_grad else None
         for start in range(0, len(student), chunk):
             rows = slice(start, start + chunk)
             logits = head.logits(student[rows])  # (chunk, vocabulary)
@@ -91,16 +91,18 @@ class _SharedHeadLoss(torch.autograd.Function):
                 kl += divergence.total
                 grad_logits.add_(divergence.grad, alpha=weight * temperature**2)
             if grad is not None:
-                grad[rows] = (head.gradient(grad_logits, logits).to(wide) / n_guarded).to(grad.dtype)
+                grad[rows] = head.gradient(grad_logits, logits).to(wide) / n_guarded
         ce, kl = ce / n_targets, kl / n_guarded
         ctx.save_for_backward(grad)
+        ctx.dtype = student.dtype
         ctx.mark_non_differentiable(ce, kl)
         return ce + weight * temperature**2 * kl, ce, kl
 
     @staticmethod
     def backward(ctx, grad_loss, *_):
         (grad,) = ctx.saved_tensors
-        return (grad * grad_loss.to(grad.dtype),) + (None,) * 9
+        # Scaled before it is rounded: a loss scale is there to keep 16-bit gradients from underflowing.
+        return ((grad * grad_loss).to(ctx.dtype), *(None,) * 9)
 
 
 class _Term(NamedTuple):

@@ -4,6 +4,7 @@ All of it runs inside one forward of the wrapped model: DDP and FSDP attach thei
 went round the wrapper would leave every process training on its own.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,8 @@ def install(model: PeftModel, guard: Guard) -> None:
     lm = model.get_base_model()
     plain_forward: Callable = lm.forward
 
+    # generate() reads what a forward takes from its signature: it has to go on seeing the model's own.
+    @functools.wraps(plain_forward)
     def forward(*args, counts: tuple[Tensor, Tensor] | None = None, **inputs):
         if counts is None:
             return plain_forward(*args, **inputs)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from peft import PeftModel
 from torch.utils.data import ConcatDataset, DataLoader, Sampler
 from transformers import Trainer, TrainerCallback
@@ -22,41 +23,47 @@ class MixedBatchSampler(Sampler[list[int]]):
     before they are split into micro-batches: the step's gradient is the same, and there is less padding.
 
     train, rehearsal: the lengths of the rows, in tokens. batch_size: training rows per micro-batch. accumulation:
-    micro-batches per optimiser step. ratio: rehearsal rows per training row.
+    micro-batches per optimiser step and process. ratio: rehearsal rows per training row. Each of `processes` takes
+    every so many-th micro-batch, from its `rank` on, and all take equally many.
     """
 
     def __init__(
         self,
         train: Sequence[int],
         rehearsal: Sequence[int],
+        *,
         batch_size: int,
-        accumulation: int,
-        ratio: float,
-        seed: int,
+        accumulation: int = 1,
+        ratio: float = 0.0,
+        seed: int = 0,
+        processes: int = 1,
+        rank: int = 0,
     ) -> None:
         self.rows, self.extra, self.lengths = len(train), len(rehearsal), [*train, *rehearsal]
-        self.batch_size, self.accumulation = batch_size, accumulation
+        self.rows_at_once, self.accumulation = batch_size, accumulation
         self.ratio, self.seed = ratio, seed
+        self.processes, self.rank = processes, rank
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-self.rows // self.batch_size)
+        return -(-self.rows // (self.rows_at_once * self.processes))
 
     def __iter__(self) -> Iterator[list[int]]:
         order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch))
-        step = self.batch_size * self.accumulation
+        step = self.rows_at_once * self.accumulation * self.processes
         for start in range(0, self.rows, step):
             rows = order[start : start + step].tolist()
-            micro_batches = -(-len(rows) // self.batch_size)
+            micro_batches = -(-len(rows) // (self.rows_at_once * self.processes)) * self.processes
             before = self.epoch * self.rows + start
             first, last = (round(seen * self.ratio) for seen in (before, before + len(rows)))
             rows += [self.rows + i % self.extra for i in range(first, last)]
             rows.sort(key=self.lengths.__getitem__)
+            rows += rows[: max(0, micro_batches - len(rows))]  # the last step of many processes: none goes empty
             cuts = [len(rows) * i // micro_batches for i in range(micro_batches + 1)]
-            yield from (rows[i:j] for i, j in itertools.pairwise(cuts))
+            yield from [rows[i:j] for i, j in itertools.pairwise(cuts)][self.rank :: self.processes]
 
 
 class GuardedTrainer(Trainer):
@@ -91,9 +98,12 @@ class GuardedTrainer(Trainer):
         self.rehearsal_dataset = rehearsal_dataset
         self.rehearsal = rehearsal if rehearsal_dataset else 0.0
         install(self.model, self.guard)
+        # One process, one GPU: nn.DataParallel would double the batch, and no base is split like that.
+        self.args._n_gpu = min(self.args.n_gpu, 1)
+        self._train_batch_size = self.args.train_batch_size
         self.args.logging_nan_inf_filter = False  # it would replace a NaN in the log and train on
         self.loss_is_scaled_for_ga = True  # the counts are of the whole step
-        self.add_callback(_AdapterMoves())
+        self.add_callback(_AdapterMoves(self.accelerator))
         self._parts = torch.zeros(2, dtype=torch.float64)  # CE and KL summed since they were last logged
         self._logged_step = 0
 
@@ -102,20 +112,21 @@ class GuardedTrainer(Trainer):
         sampler = MixedBatchSampler(
             [_length(row) for row in self.train_dataset],
             [_length(row) for row in extra],
-            self._train_batch_size,
-            self.args.gradient_accumulation_steps,
-            self.rehearsal,
-            self.args.seed,
+            batch_size=self._train_batch_size,
+            accumulation=self.args.gradient_accumulation_steps,
+            ratio=self.rehearsal,
+            seed=self.args.seed,
+            processes=self.accelerator.num_processes,
+            rank=self.accelerator.process_index,
         )
         dataset = ConcatDataset([self.train_dataset, extra]) if extra else self.train_dataset
-        loader = DataLoader(
+        return _Loader(
             dataset,
             batch_sampler=sampler,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
         )
-        return self.accelerator.prepare(loader)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         """(N, M) over the whole optimiser step: every micro-batch and every process."""
@@ -138,7 +149,9 @@ class GuardedTrainer(Trainer):
             logs["ce"], logs["kl"] = (parts / steps).tolist()
             self._parts.zero_()
             self._logged_step = self.state.global_step
-            if not all(torch.isfinite(torch.tensor([logs["loss"], logs.get("grad_norm", 0.0)]))):
+            # With fp16 an infinite gradient only lowers the loss scale, and the step is skipped.
+            norm = 0.0 if self.args.fp16 else logs.get("grad_norm", 0.0)
+            if not all(torch.isfinite(torch.tensor([logs["loss"], norm]))):
                 raise KdguardError(
                     f"the loss stopped being a number at step {self.state.global_step}",
                     f"lower the learning rate: --lr {self.args.learning_rate / 4:g}",
@@ -146,16 +159,31 @@ class GuardedTrainer(Trainer):
         super().log(logs, start_time)
 
 
+class _Loader(DataLoader):
+    """A loader whose sampler already gives each process its own rows: accelerate must not share them out again."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)
+
+
 class _AdapterMoves(TrainerCallback):
     """Stops a run in which nothing trains: LoRA's B starts at zero and must have left it once the rate was above 0."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.checked = False
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.rate = kwargs["optimizer"].param_groups[0]["lr"]
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        if self.rate > 0 and not getattr(self, "checked", False):
+        if self.rate > 0 and not self.checked and not self.accelerator.optimizer_step_was_skipped:
             self.checked = True
-            still = [name for name, weight in model.named_parameters() if "lora_B" in name and not weight.any()]
+            still = [
+                name
+                for name, weight in model.named_parameters()
+                if "lora_B" in name and "expert" not in name and not weight.any()  # an expert may wait for its tokens
+            ]
             if still:
                 raise KdguardError(
                     f"{len(still)} adapter weights did not move in the first step, {still[0]} among them",

@@ -113,6 +113,15 @@ def test_a_batch_without_targets_is_guarded_only():
     assert out.loss.item() == pytest.approx(2 * out.kl.item())
 
 
+def test_a_loss_scale_reaches_sixteen_bit_gradients():
+    """fp16 training multiplies the loss by 65,536: rounded first, the guard's gradient would be 0, or infinite after."""
+    student, teacher, labels, head = inputs(torch.float16)
+    loss = guard_loss(student, teacher, labels, head, n_targets=20_000, n_guarded=20_000).loss
+    (loss * 65536.0).backward()
+    assert student.grad.isfinite().all()
+    assert (student.grad != 0).float().mean() > 0.99
+
+
 def test_sixteen_bit_states_give_sixteen_bit_gradients_that_did_not_underflow():
     student, teacher, labels, head = inputs(torch.bfloat16)
     guard_loss(student, teacher, labels, head, n_targets=1e6, n_guarded=1e7).loss.backward()

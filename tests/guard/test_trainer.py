@@ -1,6 +1,7 @@
 """GuardedTrainer on the embedded model: the real Trainer, PEFT and bitsandbytes."""
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from kdguard.data import IGNORE
 from kdguard.data.tokens import Collator, Row
 from kdguard.demo import MODEL
 from kdguard.errors import InputError, KdguardError
-from kdguard.guard.teacher import Guard
+from kdguard.guard.teacher import Guard, install
 from kdguard.guard.trainer import GuardedTrainer, MixedBatchSampler
 from kdguard.model.load import add_adapter, base_view, load_base
 from kdguard.probes.answer import generate
@@ -140,9 +141,11 @@ def lowest_moved(model) -> bool:
 LENGTHS = [5, 9, 3, 7, 12, 4, 8, 6, 11, 10, *range(3, 16)]
 
 
-def sampler(ratio: float, batch_size: int = 4, accumulation: int = 1) -> MixedBatchSampler:
+def sampler(ratio: float, batch_size: int = 4, accumulation: int = 1, **processes: int) -> MixedBatchSampler:
     """Over ten training rows and thirteen rehearsal rows."""
-    return MixedBatchSampler(LENGTHS[:10], LENGTHS[10:], batch_size, accumulation, ratio, seed=3)
+    return MixedBatchSampler(
+        LENGTHS[:10], LENGTHS[10:], batch_size=batch_size, accumulation=accumulation, ratio=ratio, seed=3, **processes
+    )
 
 
 def test_plain_and_guarded_see_the_same_rows_in_the_same_order():
@@ -171,6 +174,16 @@ def test_every_training_row_comes_once_an_epoch_in_another_order():
     assert first != second
 
 
+def test_processes_share_a_step_and_lose_no_row():
+    """accelerate's own sharding drops every batch that is not of the declared size, rehearsal rows and all."""
+    alone = list(sampler(0.5, batch_size=4))
+    shares = [list(sampler(0.5, batch_size=2, processes=2, rank=rank)) for rank in range(2)]
+    assert [len(share) for share in shares] == [len(alone)] * 2
+    for whole, *parts in zip(alone, *shares, strict=True):
+        assert sorted(row for part in parts for row in part) == sorted(whole)
+        assert all(parts)
+
+
 def test_a_step_is_sorted_by_length_before_it_is_split():
     """Rows of one length share a micro-batch, so less is padded; the step as a whole holds the same rows."""
     whole = [set(rows) for rows in sampler(0.5, batch_size=8)]
@@ -179,6 +192,14 @@ def test_a_step_is_sorted_by_length_before_it_is_split():
     lengths = [LENGTHS[row] for rows in split[:4] for row in rows]
     assert lengths == sorted(lengths)
     assert len(split) == len(sampler(0.5, batch_size=2, accumulation=4)) == 5
+
+
+def test_a_guarded_model_generates_as_before(demo):
+    """generate() reads the signature of forward: without position_ids in it, left-padded prompts are asked otherwise
+    after tuning than before."""
+    before = inspect.signature(demo.model.forward), demo.model._supports_logits_to_keep()
+    install(add_adapter(demo, rank=4), Guard())
+    assert (inspect.signature(demo.model.forward), demo.model._supports_logits_to_keep()) == before
 
 
 @pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True.:UserWarning")
