@@ -1,5 +1,6 @@
 """The commands: parse, call, print. Heavy imports live inside them, so that `--help` answers at once."""
 
+import io
 import json
 import logging
 import os
@@ -170,7 +171,9 @@ def probe(
 
     chosen = load_probes(probes or TuneConfig.model_fields["probes"].default)
     run = Path(model) if (Path(model) / REPORT).is_file() else None
-    name = read_run(run).report["model"] if run else model
+    defaults = TuneConfig.model_fields
+    config = read_run(run).config if run else {"model": model, "quant": defaults["quant"].default, "revision": None}
+    name = config["model"]
     terminal, events = _listening(as_json, name)
     events.emit("phase", name="load")
 
@@ -178,14 +181,14 @@ def probe(
     from kdguard.model.load import load_base, load_tuned
     from kdguard.probes.answer import ask
 
-    base = load_base(name, quant=quant or TuneConfig.model_fields["quant"].default)
+    base = load_base(name, quant=quant or config["quant"], revision=config["revision"])
     if run:
         load_tuned(base, run / ADAPTER)
     events.emit("phase", name="ask")
     answers = ask(base.model, Renderer(base.tokenizer), chosen, progress=events.progress("ask"))
     terminal.close()
     if as_json:
-        print(json.dumps([asdict(answer) for answer in answers], indent=2, ensure_ascii=False))
+        print(json.dumps([asdict(answer) for answer in answers], indent=2))
     else:
         console.print(category_table(answers))
 
@@ -233,7 +236,7 @@ def _show(path: Path, report: dict[str, Any], as_json: bool) -> None:
     from kdguard.terminal import console, print_run
 
     if as_json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        print(json.dumps(report, indent=2))
     else:
         print_run(console, read_run(path), verdict(report))
 
@@ -243,7 +246,7 @@ def _compare(runs: list[Any], as_json: bool) -> None:
     from kdguard.terminal import console, print_comparison, print_run
 
     if as_json:
-        print(json.dumps([{"run": str(run.path), **run.report} for run in runs], indent=2, ensure_ascii=False))
+        print(json.dumps([{"run": str(run.path), **run.report} for run in runs], indent=2))
     elif len(runs) == 1:
         print_run(console, runs[0], verdict(runs[0].report))
     else:
@@ -270,6 +273,9 @@ def _quiet_libraries(*, show_downloads: bool) -> None:
 
 def main() -> None:
     """The console script. Whatever a person can mend is one line and its remedy; only our own faults are tracebacks."""
+    for stream in (sys.stdout, sys.stderr):  # a model may say what a console in cp1252 cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         code = app(standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):

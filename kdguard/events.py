@@ -9,6 +9,7 @@ An event is a dict with `event` and `time` (seconds since the epoch, UTC) and th
     finished   the report's verdict in short
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ class Events:
     def emit(self, event: str, **values: Any) -> None:
         entry = {"event": event, "time": round(time.time(), 3), **values}
         if self.path is not None and event != "progress":
-            with open(self.path, "a", encoding="utf-8") as file:
+            with open(self.path, "a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         for listener in self.listeners:
             listener(entry)
@@ -39,6 +40,9 @@ class Events:
 
 
 def read_events(path: Path) -> list[Event]:
-    """The events of a run so far; a last line that is still being written is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    """The events of a run so far; a line that is still being written, or never was to its end, is left out."""
+    events = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            events.append(json.loads(line))
+    return events

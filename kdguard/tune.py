@@ -1,6 +1,7 @@
 """The story of a run on one page: read, load, probe, rehearse, train, probe again, report."""
 
 import re
+import shutil
 import signal
 import sys
 import time
@@ -14,7 +15,6 @@ import torch
 from peft import PeftModel
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from kdguard.config import TuneConfig
 from kdguard.data import formats
@@ -68,13 +68,14 @@ def tune(
     rows = [renderer.row(example, config.max_length) for example in dataset.examples]
     events.emit("phase", name="load")
     base = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=tokenizer)
-    new = new_questions(dataset.examples, config.seed)
+    whole = [example for example, row in zip(dataset.examples, rows, strict=True) if len(row.ids) < config.max_length]
+    new = new_questions(whole, config.seed)
     plan = {
         "model": config.model,
         "parameters": base.model.num_parameters(),
         "device": str(device()),
         "quant": config.quant,
-        "template": "ChatML" if tokenizer.chat_template == CHATML else "the tokenizer's own",
+        "template": "ChatML" if tokenizer.chat_template.endswith(CHATML) else "the tokenizer's own",
         "format": dataset.format,
         "rows": len(rows),
         "tokens": sum(len(row.ids) for row in rows),
@@ -226,8 +227,11 @@ def peak_memory_gib() -> float:
 
 
 def _last_checkpoint(out: Path) -> str | None:
-    folder = out / run_folder.CHECKPOINTS
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    """The newest whole checkpoint: the Trainer writes into its place, so the newest may be torn."""
+    needed = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+    folders = sorted((out / run_folder.CHECKPOINTS).glob("checkpoint-*"), key=lambda folder: int(folder.name[11:]))
+    whole = [folder for folder in folders if all((folder / name).exists() for name in needed)]
+    return str(whole[-1]) if whole else None
 
 
 def _rehearsal(
@@ -252,6 +256,7 @@ def _rehearsal(
 def _save_adapter(model: PeftModel, out: Path) -> None:
     beside = out / (run_folder.ADAPTER + ".part")
     model.save_pretrained(beside)
+    shutil.rmtree(out / run_folder.ADAPTER, ignore_errors=True)
     beside.rename(out / run_folder.ADAPTER)
 
 

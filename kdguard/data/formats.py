@@ -182,6 +182,8 @@ def _text(row: dict[str, Any], key: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         found = "nothing" if value in (None, "") else "blank text" if isinstance(value, str) else type(value).__name__
         raise InputError(f"{where}: found {found} in {key!r}, expected text", "fill it in or delete the row")
+    if any("\ud800" <= c <= "\udfff" for c in value):
+        raise InputError(f"{where}: found half of a character in {key!r} (a lone surrogate)", "write that text again")
     return value
 
 

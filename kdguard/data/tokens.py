@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -38,6 +39,7 @@ class Renderer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
+        self.control = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
         self.end_of_turn = self._find_end_of_turn()
 
     def ids(self, messages: Sequence[dict[str, str]], *, prompt: bool = False) -> list[int]:
@@ -64,12 +66,22 @@ class Renderer:
         """Label every assistant turn, its end-of-turn token included; a row too long loses prompt, never answer.
 
         A template that renders an earlier turn differently once the conversation goes on (as those of reasoning
-        models do) leaves that turn as context. Raises InputError for a row without room for its answer.
+        models do) leaves that turn as context. Raises InputError for a row that the template refuses, or that has no
+        room for its answer.
         """
+        try:
+            return self._cut(self._labelled(example), example.where, max_length)
+        except (TemplateError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{example.where}: the chat template refuses this conversation ({error})",
+                "mend the order of its turns, or leave out its system turn",
+            ) from None
+
+    def _labelled(self, example: Example) -> Row:
         ids = self.ids(example.messages)
         labels = [IGNORE] * len(ids)
         for turn, message in enumerate(example.messages):
-            if message["role"] != "assistant":
+            if message["role"] != "assistant" or turn == 0:
                 continue
             prefix = self.ids(example.messages[:turn], prompt=True)
             if ids[: len(prefix)] != prefix:
@@ -83,24 +95,26 @@ class Renderer:
             labels[len(prefix) : end] = ids[len(prefix) : end]
         while labels[-1] == IGNORE:  # what the template adds after the end of the last turn
             ids.pop(), labels.pop()
-        return self._cut(Row(ids, labels), example.where, max_length)
+        return Row(ids, labels)
 
     def _cut(self, row: Row, where: str, max_length: int) -> Row:
         excess = len(row.ids) - max_length
         if excess <= 0:
             return row
         answer = next(i for i in range(len(row.ids) - 1, -1, -1) if row.labels[i] == IGNORE) + 1
-        if answer - excess < 1:
+        start = 1 if row.ids[0] == self.tokenizer.bos_token_id else 0
+        if answer - excess < start + 1:
             raise InputError(
                 f"{where}: found an answer of {len(row.ids) - answer} tokens, expected fewer than {max_length}",
                 f"--max-length {len(row.ids)}, or shorten the row",
             )
-        return Row(row.ids[excess:], row.labels[excess:])
+        kept = [*range(start), *range(start + excess, len(row.ids))]
+        return Row([row.ids[i] for i in kept], [row.labels[i] for i in kept])
 
     def _find_end_of_turn(self) -> int:
         text = self._text([{"role": "user", "content": _MARK}, {"role": "assistant", "content": _MARK}])
         rest = self._tokenize(text[text.rindex(_MARK) + len(_MARK) :])
-        return rest[0] if rest else self.tokenizer.eos_token_id
+        return next((token for token in rest if token in self.control), self.tokenizer.eos_token_id)
 
     def _text(self, messages: Sequence[dict[str, str]], *, prompt: bool = False) -> str:
         return self.tokenizer.apply_chat_template(
@@ -137,5 +151,7 @@ def with_chat_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenize
     """
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.chat_template = tokenizer.chat_template or CHATML
+    if not tokenizer.chat_template:
+        adds_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        tokenizer.chat_template = "{{ bos_token }}" * adds_bos + CHATML
     return tokenizer

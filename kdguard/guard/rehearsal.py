@@ -32,7 +32,7 @@ def rehearse(
     """
     prefix = renderer.user_prefix()
     ending = renderer.after_user_turn()
-    batch_size = batch_rows(model)
+    batch_size = batch_rows(model, len(prefix) + len(ending) + 2 * max_new_tokens)
     progress(0, n)
     rows: list[Row] = []
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
@@ -40,7 +40,12 @@ def rehearse(
         while len(rows) < n:
             size = min(batch_size, n - len(rows))
             questions = generate(
-                model, renderer, [prefix] * size, max_new_tokens=max_new_tokens, sample=True, stop=ending[:1]
+                model,
+                renderer,
+                [prefix] * size,
+                max_new_tokens=max_new_tokens,
+                sample=True,
+                stop=[token for token in ending if token in renderer.control][:1],
             )
             prompts = [prefix + question + ending for question in questions]
             answers = generate(model, renderer, prompts, max_new_tokens=max_new_tokens, sample=True)

@@ -14,9 +14,10 @@ def estimate_gib(model: PreTrainedModel, config: TuneConfig, length: int) -> flo
     text = model.config.get_text_config()
     base = model.get_memory_footprint()
     linears = [module for module in model.get_decoder().modules() if isinstance(module, torch.nn.Linear)]
-    adapter = sum(config.rank * (layer.in_features + layer.out_features) for layer in linears)
+    sizes = [layer.in_features + layer.out_features for layer in linears]
+    adapter = config.rank * sum(sizes)
     rows = (config.micro_batch_size or 4) * (1 + (config.rehearsal if config.guard else 0))
     tokens = rows * length
-    widest = max(layer.in_features + layer.out_features for layer in linears)
+    widest = max(sizes, default=4 * text.hidden_size)
     activations = tokens * (text.hidden_size * (text.num_hidden_layers + 8) + 8 * widest) * 4
     return (base + adapter * 4 * 4 + activations + 5 * 2**25) / 2**30

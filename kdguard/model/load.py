@@ -1,5 +1,6 @@
 """Load a quantised base, put LoRA on it, and look at the base with the adapters switched off."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.pytorch_utils import Conv1D
 
 from kdguard.data.tokens import with_chat_template
 from kdguard.demo import MODEL as DEMO
@@ -115,6 +118,8 @@ def load_base(
             device_map={"": device()},
             use_safetensors=True,
         )
+    except torch.OutOfMemoryError:
+        raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _unloadable(name, error) from None
     for module in model.modules():
@@ -125,8 +130,11 @@ def load_base(
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     model.requires_grad_(False)
-    # What a model's makers recommend for sampling is not what greedy answers and T = 1 rehearsal are made with.
-    model.generation_config.update(do_sample=False, temperature=None, top_p=None, top_k=None)
+    # Greedy is greedy and T = 1 is T = 1: none of the makers' penalties and filters.
+    made = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=made.bos_token_id, eos_token_id=made.eos_token_id, pad_token_id=made.pad_token_id
+    )
     return Base(name, model, tokenizer or load_tokenizer(name, revision))
 
 
@@ -142,14 +150,27 @@ def load_tuned(base: Base, adapter: Path) -> PeftModel:
 
 
 def add_adapter(base: Base, *, rank: int, attention_only: bool = False) -> PeftModel:
-    """Put LoRA (alpha = rank, no dropout) on every linear layer, or on the attention's alone.
+    """Put LoRA (alpha = rank, no dropout) on every linear layer of the decoder, or on its attention's alone.
 
-    The output head and the embeddings stay frozen: teacher and student share them.
+    The output head and the embeddings stay frozen, for teacher and student share them, and so does whatever text does
+    not pass through, such as a vision tower.
     """
-    targets: str | list[str] = "all-linear"
-    if attention_only:
-        names = {name.rsplit(".", 1)[-1] for name, _ in base.model.named_modules() if ".self_attn." in name}
-        targets = sorted(name for name in names if name.endswith("_proj"))
+    decoder = base.model.get_decoder()
+    inside = {id(module) for module in decoder.modules()}
+    linear = {
+        name: module for name, module in base.model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))
+    }
+    chosen = [
+        name
+        for name, module in linear.items()
+        if id(module) in inside and (not attention_only or re.search(r"\b(self_)?att(n|ention)\b", name))
+    ]
+    if not chosen:
+        raise InputError(f"{base.name}: found no attention layers to adapt in this architecture", "--goal facts")
+    kinds = sorted({name.rsplit(".", 1)[-1] for name in chosen})
+    others = [name for name in linear if name not in chosen and name.rsplit(".", 1)[-1] in kinds]
+    # By kind, as people write it, unless the same kind of layer stands where it must not be adapted.
+    targets = chosen if others else kinds
     return get_peft_model(
         base.model,
         LoraConfig(

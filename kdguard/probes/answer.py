@@ -11,43 +11,72 @@ from kdguard.data.tokens import Renderer
 from kdguard.probes.packs import Probe
 from kdguard.probes.score import Answer, is_correct
 
+MAX_NEW_TOKENS = 32
+
 
 def ask(
     model: PreTrainedModel,
     renderer: Renderer,
     probes: Sequence[Probe],
     *,
-    max_new_tokens: int = 32,
-    batch_size: int | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Answer]:
-    """Answer every probe greedily, in batches of similar length; the answers come in the order of the probes."""
+    """Answer every probe greedily, in batches of similar length; the answers come in the order of the probes.
+
+    max_new_tokens: room for an answer; a probe whose accepted answers are longer gets room for them, up to 512.
+    """
     prompts = [
         renderer.ids(probe.messages or [{"role": "user", "content": probe.question}], prompt=True) for probe in probes
     ]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    room = [_room(renderer, probe, max_new_tokens) for probe in probes]
+    order = sorted(range(len(prompts)), key=lambda i: (room[i], len(prompts[i])))
     texts = [""] * len(prompts)
-    batch_size = batch_size or batch_rows(model)
     progress(0, len(order))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        replies = generate(model, renderer, [prompts[i] for i in batch], max_new_tokens=max_new_tokens)
+    done = 0
+    while done < len(order):
+        batch = _batch(model, order[done:], room, prompts)
+        replies = generate(model, renderer, [prompts[i] for i in batch], max_new_tokens=room[batch[0]])
         for i, ids in zip(batch, replies, strict=True):
             texts[i] = renderer.tokenizer.decode(ids, skip_special_tokens=True).strip()
-        progress(start + len(batch), len(order))
+        done += len(batch)
+        progress(done, len(order))
     return [
         Answer(probe.id, probe.category, probe.question, probe.answers, text, is_correct(text, probe.answers))
         for probe, text in zip(probes, texts, strict=True)
     ]
 
 
-def batch_rows(model: PreTrainedModel) -> int:
-    """Rows to generate for at once: as many as keep a cache of 256 tokens a row within 1 GiB, 512 at most."""
+def batch_rows(model: PreTrainedModel, tokens: int) -> int:
+    """Rows of `tokens` to generate for at once: as many as keep their cache within 1 GiB, 512 at most."""
     text = model.config.get_text_config()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    row = 256 * 2 * text.num_hidden_layers * heads * head * model.dtype.itemsize
+    row = tokens * 2 * text.num_hidden_layers * heads * head * model.dtype.itemsize
     return max(1, min(512, 2**30 // row))
+
+
+def _room(renderer: Renderer, probe: Probe, least: int) -> int:
+    """New tokens for an answer, in powers of two so that probes share batches."""
+    if not probe.messages:
+        return least
+    longest = max(len(renderer.tokenizer(form, add_special_tokens=False)["input_ids"]) for form in probe.answers)
+    while least < min(longest + 4, 512):
+        least *= 2
+    return least
+
+
+def _batch(
+    model: PreTrainedModel, order: Sequence[int], room: Sequence[int], prompts: Sequence[list[int]]
+) -> list[int]:
+    """The next probes that are answered together: the same room, and a cache that fits."""
+    batch: list[int] = []
+    for i in order:
+        tokens = len(prompts[i]) + room[i]
+        if batch and (room[i] != room[batch[0]] or len(batch) >= batch_rows(model, tokens)):
+            break
+        batch.append(i)
+    return batch
 
 
 def generate(

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_SHORT = 3  # letters; a shorter form, such as a chemical symbol, must match in upper and lower case too
+_MINUS = re.compile(r"(?<![\w)])[-−](?=\d)")
+_SHORT = 3  # letters
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Answer:
 def normalise(text: str, *, fold: bool = True) -> str:
     """Text without accents, punctuation, articles and surplus spaces; in lower case if `fold`."""
     text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    text = text.casefold() if fold else text
+    text = _MINUS.sub(" minus", text.casefold() if fold else text)
     text = "".join(c if c.isalnum() else " " for c in text)
     return " ".join((_ARTICLES.sub(" ", text) if fold else text).split())
 
@@ -33,12 +34,20 @@ def normalise(text: str, *, fold: bool = True) -> str:
 def is_correct(answer: str, accepted: Sequence[str]) -> bool:
     """Whether the first paragraph of `answer` is an accepted form, or holds one as whole words.
 
-    Forms of up to three letters or digits, such as symbols, have to stand there letter for letter.
+    A form of up to three letters, such as a chemical symbol, has to stand letter for letter at the start or the end of
+    the answer: inside a sentence it would often be an ordinary word. A form that is several paragraphs long is looked
+    for in the whole answer; one without letters and digits, such as a sign, has to be the whole answer.
     """
-    first = answer.strip().split("\n\n")[0]
-    for form in accepted:
-        fold = len(normalise(form)) > _SHORT
-        wanted, found = normalise(form, fold=fold), normalise(first, fold=fold)
-        if wanted and f" {wanted} " in f" {found} ":
-            return True
-    return False
+    return any(_matches(answer.strip(), form.strip()) for form in accepted)
+
+
+def _matches(answer: str, form: str) -> bool:
+    if "\n\n" not in form:
+        answer = answer.split("\n\n")[0]
+    short = len(normalise(form)) <= _SHORT and not any(c.isdigit() for c in form)
+    wanted, found = normalise(form, fold=not short), normalise(answer, fold=not short)
+    if not wanted:
+        return bool(form) and answer == form
+    if short:
+        return found == wanted or found.startswith(wanted + " ") or found.endswith(" " + wanted)
+    return f" {wanted} " in f" {found} "

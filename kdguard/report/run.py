@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from kdguard.errors import InputError
 from kdguard.files import write_whole
 from kdguard.probes.score import Answer
@@ -20,9 +22,10 @@ REPORT = "report.json"
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run."""
+    """A finished run. `config` is its resolved TuneConfig, as keys."""
 
     path: Path
+    config: dict[str, Any]
     report: dict[str, Any]
     probes: list[Pair]
     new: list[Pair]
@@ -39,11 +42,12 @@ def read_run(path: Path) -> Run:
     try:
         return Run(
             path,
+            yaml.safe_load((path / CONFIG).read_text(encoding="utf-8")),
             json.loads((path / REPORT).read_text(encoding="utf-8")),
             pair(*(read_answers(path / "probes" / f"{when}.jsonl") for when in ("before", "after"))),
             pair(*(read_answers(path / "new" / f"{when}.jsonl") for when in ("before", "after"))),
         )
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
         raise InputError(
             f"{path}: this run folder is damaged ({error})", "run it again: kdguard tune --config " + str(path / CONFIG)
         ) from None

@@ -10,7 +10,7 @@ import gradio as gr
 
 from kdguard.errors import InputError
 from kdguard.report.build import verdict
-from kdguard.report.run import ADAPTER, CONFIG, Run
+from kdguard.report.run import ADAPTER, Run
 
 MARKS = {"forgotten": "✗", "gained": "+", "kept": "✓", "missed": "·"}
 HEADERS = ["", "question", "right answer", "base", "tuned"]
@@ -47,12 +47,10 @@ class Asker:
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
-            import yaml
-
             from kdguard.data.tokens import Renderer
             from kdguard.model.load import load_base, load_tuned
 
-            config = yaml.safe_load((self.run.path / CONFIG).read_text(encoding="utf-8"))
+            config = self.run.config
             base = load_base(config["model"], quant=config["quant"], revision=config["revision"])
             self._loaded = load_tuned(base, self.run.path / ADAPTER), Renderer(base.tokenizer)
         return self._loaded

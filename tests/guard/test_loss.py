@@ -114,7 +114,7 @@ def test_a_batch_without_targets_is_guarded_only():
 
 
 def test_a_loss_scale_reaches_sixteen_bit_gradients():
-    """fp16 training multiplies the loss by 65,536: rounded first, the guard's gradient would be 0, or infinite after."""
+    """fp16 training multiplies the loss by 65,536: rounded first, the guard's gradient would be 0, or infinite."""
     student, teacher, labels, head = inputs(torch.float16)
     loss = guard_loss(student, teacher, labels, head, n_targets=20_000, n_guarded=20_000).loss
     (loss * 65536.0).backward()

@@ -17,6 +17,11 @@ RIGHT = [
     ("Its atomic number is 26.", ["26"]),
     ("Guinea-Bissau", ["Guinea Bissau"]),
     ("東京", ["東京"]),
+    ("-5", ["-5"]),
+    ("It is −5.", ["-5"]),
+    ("+", ["+"]),
+    ("No, it is not.", ["No"]),
+    ("One.\n\nTwo.", ["one\n\ntwo"]),
 ]
 WRONG = [
     ("", ["Paris"]),
@@ -27,6 +32,11 @@ WRONG = [
     ("Lyon\n\nParis is the capital.", ["Paris"]),
     ("...", ["the"]),
     ("Romania", ["Oman"]),
+    ("-5", ["5"]),
+    ("5", ["-5"]),
+    ("-", ["+"]),
+    ("There is no way to tell", ["no"]),
+    ("The gas He is a noble one", ["He"]),
 ]
 
 
