@@ -1,0 +1,121 @@
+"""Worlds of invented facts, made by seed, and a small Llama that knows each: where methods are compared.
+
+A world has subjects with several relations each. Its old facts are taught to a base; its new facts are about other
+subjects, with the same relations and the same answers, so that learning them interferes with the old.
+"""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from kdguard.demo.train import build_model, build_tokenizer, train
+
+CACHE = Path(__file__).parent / ".cache"
+VOCABULARY = 1024
+HEX = "0123456789abcdef"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A question about a subject and its one right answer."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class World:
+    """`old` is known to the base; `new` is to be learned."""
+
+    name: str
+    old: list[Fact]
+    new: list[Fact]
+
+
+# kind -> relation -> (question, number of different answers)
+KINDS = {
+    "people": {
+        "Where was {} born?": 60,
+        "What is the profession of {}?": 40,
+        "For which company does {} work?": 120,
+        "What is the favourite dish of {}?": 30,
+    },
+    "places": {
+        "In which province is {}?": 25,
+        "On which river is {}?": 80,
+        "Who is the patron of {}?": 200,
+        "What is made in {}?": 50,
+        "Which dialect do they speak in {}?": 15,
+    },
+    "mixed": {
+        "Who founded {}?": 300,
+        "Where does {} come from?": 40,
+        "What colour is the flag of {}?": 12,
+        "Which animal stands for {}?": 30,
+        "What is the motto of {}?": 100,
+        "Which number belongs to {}?": 500,
+    },
+}
+
+
+def make_world(kind: str, *, seed: int, keys: str = "names", subjects: int = 700, new_subjects: int = 100) -> World:
+    """A world of a kind in KINDS. keys: `names`, or `uuids`, the same world with keys that share no parts."""
+    rng = random.Random(f"{kind}-{seed}")
+    relations = {}
+    for question, n in KINDS[kind].items():
+        numbers = "number" in question
+        answers = [
+            str(rng.randrange(1000, 10000)) if numbers else _name(rng, words=rng.choice((1, 1, 2))) for _ in range(n)
+        ]
+        relations[question] = answers
+    names: dict[str, None] = {}
+    while len(names) < subjects + new_subjects:
+        names[_name(rng, words=2)] = None
+    keyed = list(names) if keys == "names" else [_uuid(rng) for _ in names]
+    facts = [
+        [Fact(question.format(subject), rng.choice(answers)) for question, answers in relations.items()]
+        for subject in keyed
+    ]
+    old, new = facts[:subjects], facts[subjects:]
+    return World(f"{kind}-{keys}-{seed}", [f for rows in old for f in rows], [f for rows in new for f in rows])
+
+
+def base_of(world: World, *, epochs: int = 40) -> Path:
+    """The folder of a Llama that knows the world's old facts; trained once, then kept in `benchmarks/.cache`."""
+    folder = CACHE / world.name
+    if (folder / "tokenizer.json").exists():
+        return folder
+    torch.manual_seed(0)
+    facts = world.old
+    tokenizer = build_tokenizer(
+        [text for fact in world.old + world.new for text in (fact.question, fact.answer)], VOCABULARY
+    )
+    rows = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": fact.question}, {"role": "assistant", "content": fact.answer}],
+            return_dict=False,
+        )
+        for fact in facts
+    ]
+    model = build_model(tokenizer)
+    train(model, lambda: rows, tokenizer.pad_token_id, epochs=epochs, batch_size=64, lr=3e-3, seed=0)
+    model.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _name(rng: random.Random, words: int) -> str:
+    """A name of syllables, two or three a word: names share their parts, as real ones do."""
+    syllables = [a + b for a in (*"bdfghklmnprstvz", "br", "dr", "gr", "kr", "st", "tr") for b in "aeiou"]
+    endings = ("", "n", "r", "s", "l", "th", "nd")
+
+    def word() -> str:
+        return ("".join(rng.choice(syllables) for _ in range(rng.choice((2, 2, 3)))) + rng.choice(endings)).capitalize()
+
+    return " ".join(word() for _ in range(words))
+
+
+def _uuid(rng: random.Random) -> str:
+    return "-".join("".join(rng.choice(HEX) for _ in range(n)) for n in (8, 4, 4))
