@@ -93,3 +93,24 @@ def test_padding_is_never_a_target_or_seen():
     assert batch["input_ids"].tolist() == [[1, 2, 3], [7, 7, 7]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["labels"].tolist() == [[IGNORE, 2, 3], [7, IGNORE, IGNORE]]
+
+
+def test_an_end_of_turn_after_a_space_is_the_token_not_the_space(bytes_renderer):
+    """Templates such as Llama 2's put a space before the end: taken for it, it would cut answers at a word."""
+    bytes_renderer.tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}> {{ m.content }} </s>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    renderer = Renderer(bytes_renderer.tokenizer)
+    assert renderer.end_of_turn == renderer.tokenizer.eos_token_id
+    assert targets(renderer, renderer.row(example("Hi?", "a b 7"), 512)) == " a b 7 </s>"
+
+
+def test_a_conversation_that_the_template_refuses_names_its_row(bytes_renderer):
+    bytes_renderer.tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+        + bytes_renderer.tokenizer.chat_template
+    )
+    turns = ({"role": "system", "content": "Be kind."}, *example("Hi?", "Hello.").messages)
+    with pytest.raises(InputError, match=r"file:1: the chat template refuses this conversation \(no system turn\)"):
+        bytes_renderer.row(Example(turns, ("Hello.",), "file:1"), 512)

@@ -1,5 +1,7 @@
 """Every architecture people tune: it loads in 4-bit, its adapters move, and its base stays what it was."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -100,3 +102,12 @@ def test_weights_that_are_not_safetensors_say_so(tmp_path, tiny):
     (tmp_path / "model.safetensors").write_bytes(b"not a tensor file")
     with pytest.raises(InputError, match="could not be loaded"):
         load_base(str(tmp_path))
+
+
+def test_greedy_is_greedy_whatever_the_makers_recommend(tiny, tmp_path):
+    """A repetition penalty in the makers' config would change the answers that are compared, and the rehearsal."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny("llama"), folder)
+    (folder / "generation_config.json").write_text('{"repetition_penalty": 1.5, "min_p": 0.1, "eos_token_id": 2}')
+    made = load_base(str(folder)).model.generation_config
+    assert (made.repetition_penalty, made.min_p, made.eos_token_id) == (None, None, 2)
