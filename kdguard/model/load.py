@@ -26,8 +26,6 @@ from kdguard.data.tokens import with_chat_template
 from kdguard.demo import MODEL as DEMO
 from kdguard.errors import InputError
 
-ADAPTER = "default"
-
 
 @dataclass
 class Base:
