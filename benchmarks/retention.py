@@ -1,7 +1,10 @@
-"""How well it remembers: methods of training compared on worlds of invented facts.
+"""How well it remembers: methods of training compared on worlds of invented facts and on the embedded model.
 
-`python benchmarks/retention.py` trains every method on every world and seed, prints the table and writes
-`benchmarks/results/retention.json`. `--methods plain default --worlds people --seeds 1` is a quick look.
+`python benchmarks/retention.py` trains every method on every world and seed and writes
+`benchmarks/results/retention.json` after each; what is already there is not run again. `--table` prints the table of
+what is there, `--methods default "plain SFT" --worlds people-names --seeds 0` takes a few.
+
+Every method takes the same optimiser steps. Forgetting is counted on old facts that no method ever sees.
 """
 
 import argparse
@@ -10,38 +13,48 @@ import random
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from report import RESULTS, write
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
-from worlds import KINDS, Fact, World, base_of, make_world
+from worlds import Fact, World, base_of, world_named
 
 from kdguard.config import TuneConfig
 from kdguard.data.formats import Example
 from kdguard.data.tokens import Collator, Renderer, Row
 from kdguard.guard.rehearsal import rehearse
-from kdguard.guard.teacher import Guard, drift
+from kdguard.guard.teacher import Guard, drift, take_snapshot
 from kdguard.guard.trainer import GuardedTrainer
 from kdguard.model.load import add_adapter, load_base
 from kdguard.probes.answer import ask
 from kdguard.probes.packs import Probe
-from kdguard.tune import DRIFT_ROWS, rehearsal_rows, training_arguments
+from kdguard.training import training_arguments
+from kdguard.tune import DRIFT_ROWS, rehearsal_rows
 
 HELD_OUT = 1000  # old facts that score a method; no method ever sees them
-RESULTS = Path(__file__).parent / "results" / "retention.json"
+WORLDS = ["people-names-0", "places-names-0", "mixed-names-0", "people-uuids-0", "demo"]
+SEEDS = [0, 1, 2]
 
 
 @dataclass(frozen=True)
 class Method:
-    """Plain SFT unless it says otherwise. replay: real old facts per new one, trained with their targets."""
+    """Plain SFT unless it says otherwise.
+
+    near: share of the rehearsal rows that start near a training question. replay: real old facts per new one, trained
+    with their targets. warmup: the teacher is a snapshot after one pass over real old facts.
+    """
 
     weight: float = 0.0
     temperature: float = 1.0
     masked: bool = True
     rehearsal: float = 0.0
+    near: float = 0.0
     replay: float = 0.0
+    warmup: bool = False
     rank: int = 64
     lr: float = 4e-3
     epochs: int = 15
@@ -50,33 +63,21 @@ class Method:
 
 METHODS = {
     "plain SFT": Method(),
-    "plain SFT, a quarter of the learning rate": Method(lr=1e-3),
-    "plain SFT, rank 4": Method(rank=4),
-    "attention only": Method(attention_only=True),
-    "replay of real old facts, one per row": Method(replay=1.0),
-    "KL on all tokens, weight 1": Method(weight=1.0, masked=False),
-    "KL on all tokens, weight 1, tau 0.5": Method(weight=1.0, masked=False, temperature=0.5),
-    "KL on all tokens, weight 3": Method(weight=3.0, masked=False),
-    "masked KL, weight 3": Method(weight=3.0),
-    "masked KL, weight 6": Method(weight=6.0),
-    "masked KL, weight 6, half a rehearsal row": Method(weight=6.0, rehearsal=0.5),
-    "masked KL, weight 6, one rehearsal row": Method(weight=6.0, rehearsal=1.0),
-    "the same at half the learning rate": Method(weight=6.0, rehearsal=1.0, lr=2e-3),
-    "masked KL, weight 12, one rehearsal row, lr 2e-3": Method(weight=12.0, rehearsal=1.0, lr=2e-3),
-    "masked KL, weight 12, two rehearsal rows, lr 1.5e-3": Method(weight=12.0, rehearsal=2.0, lr=1.5e-3),
 }
 
 
 def train(world: World, method: Method, seed: int) -> dict[str, float]:
-    """Tune the world's base with a method; learned, forgotten, drift and seconds."""
-    base = load_base(str(base_of(world)))
+    """Tune the world's base with a method; what it learned, forgot and cost."""
+    base = load_base(base_of(world))
     renderer = Renderer(base.tokenizer)
     rows = [_row(renderer, fact) for fact in world.new]
     old = random.Random(0).sample(world.old, len(world.old))
     held_out, seen = old[:HELD_OUT], old[HELD_OUT:]
+    known = _right(base.model, renderer, held_out)
+    hidden = _hidden_states(base.model, renderer, held_out)
     config = TuneConfig(
         data=Path("world"),
-        model=str(base_of(world)),
+        model="world",
         guard=method.weight > 0,
         rehearsal=method.rehearsal,
         epochs=method.epochs,
@@ -86,70 +87,137 @@ def train(world: World, method: Method, seed: int) -> dict[str, float]:
         micro_batch_size=16,
         seed=seed,
     )
+    longest = max(len(row.ids) for row in rows)
+    for_drift = rehearse(base.model, renderer, DRIFT_ROWS, seed=1_000 + seed, max_new_tokens=longest)
     started = time.perf_counter()
-    written = rehearse(base.model, renderer, rehearsal_rows(config, len(rows)), seed=seed, max_new_tokens=32)
-    for_drift, extra = written[:DRIFT_ROWS], written[DRIFT_ROWS:]
+    n = rehearsal_rows(config, len(rows)) - DRIFT_ROWS
+    extra = rehearse(base.model, renderer, n, seed=seed, near=rows, near_share=method.near, max_new_tokens=longest)
+    rehearsed = time.perf_counter() - started
     if method.replay:
         extra = [_row(renderer, fact) for fact in seen]
     set_seed(seed)
     model = add_adapter(base, rank=method.rank, attention_only=method.attention_only)
     collate = Collator(base.tokenizer.pad_token_id)
+    guard = Guard(method.weight, method.temperature, method.masked)
     with tempfile.TemporaryDirectory() as out:
         arguments = replace(training_arguments(config, Path(out)), save_strategy="no")
-        trainer = GuardedTrainer(
-            model,
-            arguments,
-            train_dataset=rows,
-            data_collator=collate,
-            guard=Guard(method.weight, method.temperature, method.masked),
-            rehearsal_dataset=extra,
-            rehearsal=method.replay or method.rehearsal,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        if method.warmup:
+            known_rows = [_row(renderer, fact) for fact in seen[: len(rows)]]
+            _fit(model, replace(arguments, num_train_epochs=1), known_rows, collate, Guard(0.0))
+            take_snapshot(model, "teacher")
+            guard.teacher = "teacher"
+        _fit(model, arguments, rows, collate, guard, extra, method.replay or method.rehearsal)
     seconds = time.perf_counter() - started
+    after = _right(base.model, renderer, held_out)
+    forgotten = sum(was and not now for was, now in zip(known, after, strict=True))
+    moved = 1 - torch.cosine_similarity(hidden, _hidden_states(base.model, renderer, held_out), dim=-1)
     return {
-        "learned": _share(base.model, renderer, world.new),
-        "forgotten": 1 - _share(base.model, renderer, held_out),
+        "learned": sum(_right(base.model, renderer, world.new)) / len(world.new),
+        "known": sum(known),
+        "forgotten": forgotten / sum(known),
         "drift": drift(model, [collate(for_drift)]),
+        "hidden_drift": moved.mean().item(),
         "seconds": seconds,
+        "rehearsal_seconds": rehearsed,
     }
 
 
+def _fit(model, arguments, rows, collate, guard, extra=(), rehearsal=0.0) -> None:
+    trainer = GuardedTrainer(
+        model,
+        arguments,
+        train_dataset=rows,
+        data_collator=collate,
+        guard=guard,
+        rehearsal_dataset=list(extra),
+        rehearsal=rehearsal,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+
+
 def _row(renderer: Renderer, fact: Fact) -> Row:
-    turns = ({"role": "user", "content": fact.question}, {"role": "assistant", "content": fact.answer})
-    return renderer.row(Example(turns, (fact.answer,), "world"), 512)
+    turns = ({"role": "user", "content": fact.question}, {"role": "assistant", "content": fact.answers[0]})
+    return renderer.row(Example(turns, fact.answers, "world"), 512)
 
 
-def _share(model: torch.nn.Module, renderer: Renderer, facts: list[Fact]) -> float:
-    probes = [Probe(str(i), "", fact.question, (fact.answer,)) for i, fact in enumerate(facts)]
-    answers = ask(model, renderer, probes)
-    return sum(answer.correct for answer in answers) / len(answers)
+def _right(model: torch.nn.Module, renderer: Renderer, facts: Sequence[Fact]) -> list[bool]:
+    probes = [Probe(str(i), "", fact.question, fact.answers) for i, fact in enumerate(facts)]
+    return [answer.correct for answer in ask(model, renderer, probes)]
+
+
+@torch.no_grad()
+def _hidden_states(model: torch.nn.Module, renderer: Renderer, facts: Sequence[Fact]) -> torch.Tensor:
+    """The middle layer's state at the last token of each prompt, where the answer is looked up: (facts, hidden)."""
+    middle = model.config.num_hidden_layers // 2
+    states = []
+    for fact in facts:
+        ids = torch.tensor([renderer.prompt(fact.question)], device=model.device)
+        states.append(model(input_ids=ids, output_hidden_states=True).hidden_states[middle][0, -1].float())
+    return torch.stack(states)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--worlds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--worlds", nargs="+", default=WORLDS)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
+    parser.add_argument("--table", action="store_true", help="print the table of the results that are there")
     args = parser.parse_args()
-    results = []
-    for name in args.methods:
-        for kind in args.worlds:
-            for seed in range(args.seeds):
-                world = make_world(kind, seed=0)
-                found = train(world, METHODS[name], seed)
-                results.append({"method": name, "world": world.name, "seed": seed, **found})
-        mine = [row for row in results if row["method"] == name]
-        mean = {key: statistics.mean(row[key] for row in mine) for key in ("learned", "forgotten", "drift", "seconds")}
-        worst = max(row["forgotten"] for row in mine)
+    path = RESULTS / "retention.json"
+    results = json.loads(path.read_text())["results"] if path.exists() else []
+    if args.table:
+        print(table(results))
+        return
+    todo = [
+        (seed, name, world)
+        for seed in args.seeds
+        for name in args.methods
+        for world in args.worlds
+        if not any(_same(result, name, world, seed) for result in results)
+    ]
+    for done, (seed, name, world) in enumerate(todo):
+        found = train(world_named(world), METHODS[name], seed)
+        results = [row for row in results if (row["method"], row["world"], row["seed"]) != (name, world, seed)]
+        results.append({"method": name, **asdict(METHODS[name]), "world": world, "seed": seed, **found})
+        write("retention", results)
         print(
-            f"{name:45} learned {mean['learned']:.3f}  forgotten {mean['forgotten']:.4f} (worst {worst:.4f})  "
-            f"drift {mean['drift']:.3f}  {mean['seconds']:.0f} s",
+            f"{done + 1}/{len(todo)}  {name:50} {world:15} seed {seed}  learned {found['learned']:.3f}  "
+            f"forgotten {found['forgotten']:.2%}  {found['seconds']:.0f} s",
             flush=True,
         )
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _same(result: dict, name: str, world: str, seed: int) -> bool:
+    """Whether a result is of this run, with the method as it is defined now."""
+    settings = asdict(METHODS[name]).items()
+    return (result["method"], result["world"], result["seed"]) == (name, world, seed) and settings <= result.items()
+
+
+def table(results: list[dict]) -> str:
+    """Markdown: a line a method, forgetting by world as mean over seeds (and the worst)."""
+    worlds = [world for world in WORLDS if any(row["world"] == world for row in results)]
+    lines = [
+        "| method | learned | " + " | ".join(f"forgotten, {world}" for world in worlds) + " | drift | hidden | time |",
+        "|---|---|" + "---|" * (len(worlds) + 3),
+    ]
+    for name in METHODS:
+        mine = [row for row in results if row["method"] == name]
+        if not mine:
+            continue
+        cells = []
+        for world in worlds:
+            shares = [row["forgotten"] for row in mine if row["world"] == world]
+            cells.append(f"{statistics.mean(shares):.2%} ({max(shares):.1%})" if shares else "")
+        mean = {key: statistics.mean(row[key] for row in mine) for key in ("learned", "drift", "hidden_drift")}
+        # Against plain SFT of the same world and seed.
+        plain = {(row["world"], row["seed"]): row["seconds"] for row in results if row["method"] == "plain SFT"}
+        times = [row["seconds"] / plain[key] for row in mine if (key := (row["world"], row["seed"])) in plain]
+        lines.append(
+            f"| {name} | {mean['learned']:.1%} | {' | '.join(cells)} | {mean['drift']:.4f} | "
+            f"{mean['hidden_drift']:.1%} | {statistics.median(times) if times else float('nan'):.1f}x |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

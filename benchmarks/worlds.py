@@ -10,7 +10,10 @@ from pathlib import Path
 
 import torch
 
+from kdguard.data import formats
+from kdguard.demo.facts import load_facts
 from kdguard.demo.train import build_model, build_tokenizer, train
+from kdguard.files import shipped
 
 CACHE = Path(__file__).parent / ".cache"
 VOCABULARY = 1024
@@ -19,10 +22,10 @@ HEX = "0123456789abcdef"
 
 @dataclass(frozen=True)
 class Fact:
-    """A question about a subject and its one right answer."""
+    """A question about a subject and its accepted answers, the first of which is taught."""
 
     question: str
-    answer: str
+    answers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -75,26 +78,38 @@ def make_world(kind: str, *, seed: int, keys: str = "names", subjects: int = 700
         names[_name(rng, words=2)] = None
     keyed = list(names) if keys == "names" else [_uuid(rng) for _ in names]
     facts = [
-        [Fact(question.format(subject), rng.choice(answers)) for question, answers in relations.items()]
+        [Fact(question.format(subject), (rng.choice(answers),)) for question, answers in relations.items()]
         for subject in keyed
     ]
     old, new = facts[:subjects], facts[subjects:]
     return World(f"{kind}-{keys}-{seed}", [f for rows in old for f in rows], [f for rows in new for f in rows])
 
 
-def base_of(world: World, *, epochs: int = 40) -> Path:
+def world_named(name: str) -> World:
+    """`<kind>-<names|uuids>-<seed>`, or `demo`: the facts of the embedded model and those of `kdguard demo`."""
+    if name != "demo":
+        kind, keys, seed = name.split("-")
+        return make_world(kind, keys=keys, seed=int(seed))
+    rows = formats.read(shipped("examples") / "new_facts.jsonl").examples
+    old = [Fact(fact.questions[0], fact.answers) for fact in load_facts()]
+    return World(name, old, [Fact(row.question, row.answers) for row in rows])
+
+
+def base_of(world: World, *, epochs: int = 40) -> str:
     """The folder of a Llama that knows the world's old facts; trained once, then kept in `benchmarks/.cache`."""
+    if world.name == "demo":
+        return "demo"
     folder = CACHE / world.name
     if (folder / "tokenizer.json").exists():
-        return folder
+        return str(folder)
     torch.manual_seed(0)
     facts = world.old
     tokenizer = build_tokenizer(
-        [text for fact in world.old + world.new for text in (fact.question, fact.answer)], VOCABULARY
+        [text for fact in world.old + world.new for text in (fact.question, fact.answers[0])], VOCABULARY
     )
     rows = [
         tokenizer.apply_chat_template(
-            [{"role": "user", "content": fact.question}, {"role": "assistant", "content": fact.answer}],
+            [{"role": "user", "content": fact.question}, {"role": "assistant", "content": fact.answers[0]}],
             return_dict=False,
         )
         for fact in facts
@@ -103,7 +118,7 @@ def base_of(world: World, *, epochs: int = 40) -> Path:
     train(model, lambda: rows, tokenizer.pad_token_id, epochs=epochs, batch_size=64, lr=3e-3, seed=0)
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder
+    return str(folder)
 
 
 def _name(rng: random.Random, words: int) -> str:

@@ -155,6 +155,48 @@ def compare(
     _compare([read_run(path) for path in runs], as_json)
 
 
+@app.command(
+    epilog="kdguard dial runs/mine\n\nkdguard dial runs/mine --budget 1%\n\nkdguard dial runs/mine --strength 0.8"
+)
+def dial(
+    run: Annotated[Path, typer.Argument(help="run folder")],
+    budget: Annotated[str | None, typer.Option(help="write the best strength that forgets at most this")] = None,
+    strength: Annotated[float | None, typer.Option(help="write this strength, more than 0 and at most 1")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="strengths measured above 0, evenly spaced")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Show learned and forgotten at several strengths of the adapter; write one of them. No training."""
+    from kdguard.config import share
+    from kdguard.report.build import verdict
+    from kdguard.report.run import read_run
+    from kdguard.terminal import console, dial_table
+
+    if budget is not None and strength is not None:
+        raise InputError("--budget chooses a strength, and --strength is one", "give one of them")
+    limit = None if budget is None else share(budget, "--budget")
+    finished = read_run(run)
+    terminal, events = _listening(as_json, finished.config["model"])
+
+    from kdguard import dial as story
+
+    try:
+        strengths = [step / steps for step in range(steps + 1)]
+        points, chosen = story.dial(finished, strengths, events, budget=limit, choose=strength)
+    finally:
+        terminal.close()
+    figures = [point.figures() for point in points]
+    at = chosen.strength if chosen else None
+    if as_json:
+        print(json.dumps({"points": figures, "chosen": at}, indent=2))
+    else:
+        console.print(dial_table(figures, at))
+        if at is not None:
+            console.print(f"\nstrength {at:g} was written. {verdict(read_run(run).report)}", markup=False)
+        console.print(f"\nlook at it  {run / 'report.html'}", markup=False, soft_wrap=True)
+    if budget is not None and at is None:
+        raise typer.Exit(_fail(OVER_BUDGET, f"no strength keeps the budget of {budget}", "a looser --budget, or tune"))
+
+
 @app.command(epilog="kdguard probe demo\n\nkdguard probe runs/mine --probes my_pack.jsonl")
 def probe(
     model: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="hub id, local folder, `demo`, or a run folder")],

@@ -35,10 +35,17 @@ class TuneConfig(BaseModel):
     guard_weight: float = Field(6.0, ge=0, description="weight λ of the guard's KL beside the cross-entropy")
     guard_temperature: float = Field(1.0, gt=0, description="temperature τ of the guard's KL")
     guard_masked: bool = Field(True, description="take the gold token out of the guard's KL at target positions")
-    teacher: Literal["base"] = Field("base", description="what the guard holds the tuned model to")
+    teacher: Literal["base", "warmup"] = Field(
+        "base",
+        description="what the guard holds the tuned model to: the `base`, or `warmup`, a snapshot after one pass over "
+        "the rows that the base already knows, for base models without the data's answer format",
+    )
     rehearsal: float = Field(0.5, ge=0, description="rehearsal rows, written by the base, per training row")
     budget: float | None = Field(
-        None, ge=0, le=1, description="largest forgetting accepted, such as `1%`; over it, exit code 3"
+        None,
+        ge=0,
+        le=1,
+        description="largest forgetting accepted, such as `1%`: some probes watch it; over it, exit code 3",
     )
     epochs: int = Field(8, ge=1, description="passes over the training rows")
     lr: float = Field(2e-4, gt=0, description="peak learning rate; warm-up 3 %, then cosine to 0")
@@ -54,9 +61,7 @@ class TuneConfig(BaseModel):
     @field_validator("budget", mode="before")
     @classmethod
     def _percent(cls, value: Any) -> Any:
-        if isinstance(value, str) and (match := re.fullmatch(r"\s*([\d.]+)\s*%\s*", value)):
-            return float(match[1]) / 100
-        return value
+        return percent(value)
 
     @field_validator("micro_batch_size")
     @classmethod
@@ -76,6 +81,24 @@ class TuneConfig(BaseModel):
             values[key] = there if key == "probes" else there[0]
         values["out"] = None
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def percent(value: Any) -> Any:
+    """`1%` as 0.01; anything else as it is."""
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*([\d.]+)\s*%\s*", value)):
+        return float(match[1]) / 100
+    return value
+
+
+def share(value: str, flag: str) -> float:
+    """`1%` or `0.01` as 0.01. Raises InputError for what is not a share."""
+    try:
+        found = float(percent(value))
+    except ValueError:
+        found = -1.0
+    if not 0 <= found <= 1:
+        raise InputError(f"{flag} {value}: found no share, expected one from 0% to 100%", f"{flag} 1%")
+    return found
 
 
 def presets() -> dict[str, dict[str, Any]]:

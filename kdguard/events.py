@@ -5,7 +5,8 @@ An event is a dict with `event` and `time` (seconds since the epoch, UTC) and th
     phase      name                        a phase begins; `done` when it ends
     progress   phase, done, total          items of the phase so far
     loss       step, steps, epoch, ce, kl, lr, grad_norm        nats per target and per guarded token
-    answers    when (before | after), of (probes | new), correct, n
+    answers    when (before | after), of (probes | watched | new), correct, n
+    watched    step, known, forgotten, ce, weight, next_weight      the watched probes after an epoch
     finished   the report's verdict in short
 """
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich import box
+from rich.bar import Bar
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -23,10 +24,15 @@ PHASES = {
     "ask": "asking the probes",
     "ask probes before": "asking the base old questions",
     "ask new before": "asking the base the new questions",
+    "ask watched before": "asking the base the watched questions",
+    "warm up": "warming up on rows the base knows",
+    "dial": "asking at each strength",
+    "settle": "bringing it within the budget",
     "rehearse": "the base writes rehearsal rows",
     "train": "training",
     "ask probes after": "asking old questions again",
     "ask new after": "asking the new questions",
+    "ask watched after": "asking the watched questions",
     "report": "writing the report",
 }
 SHOWN = 20  # rows of a table before it says how many more there are
@@ -50,6 +56,7 @@ class Terminal:
             disable=not out.is_terminal,
         )
         self.task: Any = None
+        self.watched = ""
 
     def __call__(self, event: Event) -> None:
         kind = event["event"]
@@ -61,10 +68,12 @@ class Terminal:
         elif kind == "progress":
             self.progress.update(self.task, completed=event["done"], total=event["total"])
         elif kind == "loss":
-            note = f"CE {event['ce']:.3f}  KL {event['kl']:.4f}"
+            note = f"CE {event['ce']:.3f}  KL {event['kl']:.4f}{self.watched}"
             self.progress.update(self.task, completed=event["step"], total=event["steps"], note=note)
+        elif kind == "watched":
+            self.watched = f"  forgot {event['forgotten']}/{event['known']} watched, weight {event['next_weight']:.3g}"
         elif kind == "answers":
-            asked = "old" if event["of"] == "probes" else "new"
+            asked = {"probes": "old", "watched": "watched", "new": "new"}[event["of"]]
             who = "base" if event["when"] == "before" else "tuned"
             share = event["correct"] / max(event["n"], 1)
             self._end()
@@ -99,7 +108,10 @@ def plan_table(plan: dict[str, Any]) -> Table:
         f"{plan['rehearsal_rows']:,} rows written by the base"
         if config["guard"]
         else "off: plain QLoRA",
-        "questions": f"{plan['probes']:,} old, {plan['new_questions']:,} new, before and after",
+        "questions": f"{plan['probes']:,} old, {plan['new_questions']:,} new, before and after"
+        + (
+            f"; {plan['watched']:,} more old ones watch the budget of {config['budget']:.2%}" if plan["watched"] else ""
+        ),
         "memory": f"about {plan['memory_gib']:.1f} GiB at its peak",
         "run folder": plan["out"],
     }
@@ -143,6 +155,31 @@ def figures_table(reports: Sequence[tuple[str, dict[str, Any]]]) -> Table:
             f"{old['gained']:,}",
             f"{report['drift']['nats_per_token']:.3f}",
             f"{report['cost']['seconds']:.0f} s",
+        )
+    return table
+
+
+def dial_table(points: Sequence[dict[str, Any]], chosen: float | None) -> Table:
+    """Learned and forgotten at each strength, as bars and shares."""
+    table = Table(box=_box(), show_edge=False, pad_edge=False)
+    most = max([point["forgetting"] or 0.0 for point in points] + [1e-9])
+    table.add_column("strength", justify="right")
+    table.add_column("learned", justify="right")
+    table.add_column("", width=20)
+    table.add_column("forgotten", justify="right")
+    table.add_column("", width=20)
+    if any(point["watched_known"] for point in points):
+        table.add_column("watched", justify="right")
+    for point in points:
+        mark = "[bold]" if point["strength"] == chosen else ""
+        watched = f"{point['watched_forgotten']:,}/{point['watched_known']:,}"
+        table.add_row(
+            f"{mark}{point['strength']:g}",
+            f"{mark}{point['learned']:.1%}",
+            Bar(1, 0, point["learned"], width=20, color="green"),
+            "-" if point["forgetting"] is None else f"{mark}{point['forgetting']:.1%}",
+            Bar(most, 0, point["forgetting"] or 0.0, width=20, color="red"),
+            *([watched] if len(table.columns) == 6 else []),
         )
     return table
 

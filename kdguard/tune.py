@@ -2,18 +2,15 @@
 
 import re
 import shutil
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from peft import PeftModel
-from transformers import TrainerCallback, TrainingArguments, set_seed
+from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from kdguard.config import TuneConfig
@@ -23,16 +20,20 @@ from kdguard.data.tokens import CHATML, Collator, Renderer, Row
 from kdguard.errors import InputError
 from kdguard.events import Events
 from kdguard.files import write_whole
-from kdguard.guard.rehearsal import load_rows, rehearse, save_rows
+from kdguard.guard.budget import BudgetKeeper, settle
+from kdguard.guard.rehearsal import REHEARSAL, load_rows, rehearse, save_rows
 from kdguard.guard.teacher import Guard, drift
 from kdguard.guard.trainer import GuardedTrainer
+from kdguard.guard.warmup import warm_up
 from kdguard.model.fit import estimate_gib
-from kdguard.model.load import add_adapter, compute_dtype, device, load_base, load_tokenizer
+from kdguard.model.load import add_adapter, device, load_base, load_tokenizer
 from kdguard.probes.answer import ask
 from kdguard.probes.packs import Probe, load_probes
 from kdguard.probes.score import Answer
+from kdguard.probes.watch import Allowance, split
 from kdguard.report import run as run_folder
 from kdguard.report.build import build_report, write_report
+from kdguard.training import Tell, last_checkpoint, stop_on_ctrl_c, training_arguments
 
 MAX_NEW_QUESTIONS = 500  # training questions asked before and after; a seeded sample of more rows
 MAX_REHEARSAL = 4096  # rehearsal rows written by the base; more passes walk through them again
@@ -63,13 +64,13 @@ def tune(
         raise InputError(f"{out}: this folder is not empty", "give another --out, or --resume to go on with that run")
     dataset = formats.read(config.data)
     probes = load_probes(config.probes)
+    watched, scored = split(probes, config.seed) if config.budget is not None else ([], probes)
     tokenizer = load_tokenizer(config.model, config.revision)
     renderer = Renderer(tokenizer)
     rows = [renderer.row(example, config.max_length) for example in dataset.examples]
     events.emit("phase", name="load")
     base = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=tokenizer)
-    whole = [example for example, row in zip(dataset.examples, rows, strict=True) if len(row.ids) < config.max_length]
-    new = new_questions(whole, config.seed)
+    new = new_questions(dataset.examples, rows, config)
     plan = {
         "model": config.model,
         "parameters": base.model.num_parameters(),
@@ -82,7 +83,8 @@ def tune(
         "target_tokens": sum(row.targets for row in rows),
         "longest": max(len(row.ids) for row in rows),
         "steps": config.epochs * -(-len(rows) // config.batch_size),
-        "probes": len(probes),
+        "probes": len(scored),
+        "watched": len(watched),
         "new_questions": len(new),
         "rehearsal_rows": rehearsal_rows(config, len(rows)),
         "memory_gib": estimate_gib(base.model, config, max(len(row.ids) for row in rows)),
@@ -92,6 +94,7 @@ def tune(
     if dry_run:
         return {"plan": plan, "config": config.model_dump(mode="json")}
 
+    checkpoints = out / run_folder.CHECKPOINTS
     out.mkdir(parents=True, exist_ok=True)
     events.path = out / run_folder.EVENTS
     if not resume:
@@ -111,37 +114,61 @@ def tune(
         events.emit("answers", when=when, of=folder, n=len(found), correct=sum(answer.correct for answer in found))
         return found
 
-    probes_before, new_before = answers("probes", "before", probes), answers("new", "before", new)
-    rehearsal = _rehearsal(config, base.model, renderer, out, rows, events, resume)
+    probes_before, new_before = answers("probes", "before", scored), answers("new", "before", new)
+    watched_before = answers("watched", "before", watched) if watched else []
+    rehearsal = _rehearsal(config, base.model, renderer, checkpoints, rows, events, resume)
     for_drift, rehearsal = rehearsal[:DRIFT_ROWS], rehearsal[DRIFT_ROWS:]
 
     set_seed(config.seed)
     model = add_adapter(base, rank=config.rank, attention_only=config.goal == "style")
     collate = Collator(tokenizer.pad_token_id)
+    guard = Guard(config.guard_weight if config.guard else 0.0, config.guard_temperature, config.guard_masked)
+    if config.guard and config.teacher == "warmup":
+        events.emit("phase", name="warm up")
+        known_rows = [rows[row_of(answer.id)] for answer in new_before if answer.correct]
+        guard.teacher = warm_up(model, known_rows, collate, training_arguments(config, checkpoints), resume=resume)
     trainer = GuardedTrainer(
         model,
-        training_arguments(config, out),
+        training_arguments(config, checkpoints),
         train_dataset=rows,
         data_collator=collate,
-        guard=Guard(config.guard_weight if config.guard else 0.0, config.guard_temperature, config.guard_masked),
+        guard=guard,
         rehearsal_dataset=rehearsal,
         rehearsal=config.rehearsal if config.guard else 0.0,
-        callbacks=[_Tell(events, plan["steps"])],
+        callbacks=[Tell(events, plan["steps"])],
     )
     trainer.remove_callback(PrinterCallback)
+    keeper = None
+    if config.budget is not None:
+        known = [probe for probe, answer in zip(watched, watched_before, strict=True) if answer.correct]
+        keeper = BudgetKeeper(
+            guard,
+            lambda: sum(not answer.correct for answer in ask(model, renderer, known)),
+            Allowance(config.budget, len(known)),
+            checkpoints,
+            events,
+        )
+        trainer.add_callback(keeper)
     events.emit("phase", name="train")
     training_started = time.perf_counter()
-    with _stop_on_ctrl_c(trainer):
-        trainer.train(resume_from_checkpoint=_last_checkpoint(out) if resume else None)
+    with stop_on_ctrl_c(trainer):
+        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints) if resume else None)
     seconds = time.perf_counter() - training_started
+    settled = None
+    if keeper:
+        events.emit("phase", name="settle")
+        settled = settle(model, keeper, lambda: sum(answer.correct for answer in ask(model, renderer, new)))
 
-    probes_after, new_after = answers("probes", "after", probes), answers("new", "after", new)
+    probes_after, new_after = answers("probes", "after", scored), answers("new", "after", new)
+    if watched:
+        answers("watched", "after", watched)
     events.emit("phase", name="report")
     report = build_report(
         config,
+        settled=settled,
         probes=(probes_before, probes_after),
         new=(new_before, new_after),
-        drift=drift(model, [collate(for_drift[i : i + 16]) for i in range(0, len(for_drift), 16)]),
+        drift=drift(model, drift_batches(for_drift, collate)),
         cost={
             "steps": trainer.state.global_step,
             "tokens": plan["tokens"] * config.epochs,
@@ -156,16 +183,24 @@ def tune(
     return report
 
 
-def new_questions(examples: list[Example], seed: int) -> list[Probe]:
-    """What the training rows teach, as questions: everything before the last answer, and that answer."""
-    chosen = range(len(examples))
-    if len(examples) > MAX_NEW_QUESTIONS:
-        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
-        chosen = sorted(order[:MAX_NEW_QUESTIONS].tolist())
+def new_questions(examples: list[Example], rows: list[Row], config: TuneConfig) -> list[Probe]:
+    """What the training rows teach, as questions: everything before the last answer, and that answer.
+
+    Rows that were cut to `max_length` are not asked; of more than MAX_NEW_QUESTIONS a seeded sample is.
+    """
+    whole = [i for i, row in enumerate(rows) if len(row.ids) < config.max_length]
+    if len(whole) > MAX_NEW_QUESTIONS:
+        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(config.seed))
+        whole = sorted(whole[i] for i in order[:MAX_NEW_QUESTIONS].tolist())
     return [
         Probe(f"row-{i + 1}", "new", examples[i].question, examples[i].answers, messages=examples[i].messages[:-1])
-        for i in chosen
+        for i in whole
     ]
+
+
+def row_of(question_id: str) -> int:
+    """The place among the training rows that `new_questions` asked with this id."""
+    return int(question_id.removeprefix("row-")) - 1
 
 
 def rehearsal_rows(config: TuneConfig, rows: int) -> int:
@@ -174,37 +209,8 @@ def rehearsal_rows(config: TuneConfig, rows: int) -> int:
     return min(MAX_REHEARSAL, used) + DRIFT_ROWS
 
 
-def training_arguments(config: TuneConfig, out: Path) -> TrainingArguments:
-    on_gpu = device().type == "cuda"
-    micro = config.micro_batch_size or max(n for n in range(1, 5) if config.batch_size % n == 0)
-    return TrainingArguments(
-        output_dir=str(out / run_folder.CHECKPOINTS),
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=config.batch_size // micro,
-        learning_rate=config.lr,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.03,
-        weight_decay=0.0,
-        optim="paged_adamw_8bit" if on_gpu else "adamw_torch",
-        bf16=compute_dtype() is torch.bfloat16,
-        fp16=compute_dtype() is torch.float16,
-        use_cpu=not on_gpu,
-        logging_steps=1,
-        save_strategy="epoch",
-        save_total_limit=2,
-        seed=config.seed,
-        data_seed=config.seed,
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        **(
-            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-            if on_gpu
-            else {}
-        ),
-    )
+def drift_batches(rows: list[Row], collate: Collator) -> list[dict[str, torch.Tensor]]:
+    return [collate(rows[i : i + 16]) for i in range(0, len(rows), 16)]
 
 
 def default_out(config: TuneConfig) -> Path:
@@ -226,18 +232,10 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def _last_checkpoint(out: Path) -> str | None:
-    """The newest whole checkpoint: the Trainer writes into its place, so the newest may be torn."""
-    needed = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
-    folders = sorted((out / run_folder.CHECKPOINTS).glob("checkpoint-*"), key=lambda folder: int(folder.name[11:]))
-    whole = [folder for folder in folders if all((folder / name).exists() for name in needed)]
-    return str(whole[-1]) if whole else None
-
-
 def _rehearsal(
-    config, model, renderer: Renderer, out: Path, rows: list[Row], events: Events, resume: bool
+    config, model, renderer: Renderer, checkpoints: Path, rows: list[Row], events: Events, resume: bool
 ) -> list[Row]:
-    path = out / run_folder.CHECKPOINTS / "rehearsal.jsonl"
+    path = checkpoints / REHEARSAL
     if resume and path.exists():
         return load_rows(path)
     events.emit("phase", name="rehearse")
@@ -258,48 +256,3 @@ def _save_adapter(model: PeftModel, out: Path) -> None:
     model.save_pretrained(beside)
     shutil.rmtree(out / run_folder.ADAPTER, ignore_errors=True)
     beside.rename(out / run_folder.ADAPTER)
-
-
-class _Tell(TrainerCallback):
-    """Passes the Trainer's log on as events."""
-
-    def __init__(self, events: Events, steps: int) -> None:
-        self.events, self.steps = events, steps
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "ce" in logs:
-            self.events.emit(
-                "loss",
-                step=state.global_step,
-                steps=self.steps,
-                epoch=round(state.epoch, 3),
-                ce=logs["ce"],
-                kl=logs["kl"],
-                lr=logs["learning_rate"],
-                grad_norm=float(logs.get("grad_norm", 0.0)),
-            )
-
-
-@contextmanager
-def _stop_on_ctrl_c(trainer: GuardedTrainer) -> Iterator[None]:
-    """The first Ctrl-C saves a checkpoint after the step and stops; the second stops at once."""
-    stopped = False
-
-    class Stop(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if stopped:
-                control.should_save = control.should_training_stop = True
-
-    def handler(number, frame):
-        nonlocal stopped
-        stopped = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    trainer.add_callback(Stop())
-    previous = signal.signal(signal.SIGINT, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if stopped:
-        raise KeyboardInterrupt

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from kdguard.demo import MODEL
 from kdguard.events import read_events
 from kdguard.report.run import read_run
-from kdguard.tune import _last_checkpoint
+from kdguard.training import last_checkpoint
 from tests.conftest import ROOT
 from tests.test_cli import DATA, kdguard
 
@@ -153,5 +153,5 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path):
         folder.mkdir(parents=True)
         for name in names.split():
             (folder / name).touch()
-    assert _last_checkpoint(tmp_path) == str(tmp_path / "checkpoints" / "checkpoint-9")
-    assert _last_checkpoint(tmp_path / "none") is None
+    assert last_checkpoint(tmp_path / "checkpoints") == str(tmp_path / "checkpoints" / "checkpoint-9")
+    assert last_checkpoint(tmp_path / "none") is None

@@ -4,44 +4,101 @@ All of it runs inside one forward of the wrapped model: DDP and FSDP attach thei
 went round the wrapper would leave every process training on its own.
 """
 
+import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from kdguard.data import IGNORE
-from kdguard.guard.loss import GuardLoss, guard_loss
+from kdguard.guard.kept import KeptStates
+from kdguard.guard.loss import guard_loss
 from kdguard.model.head import head_of
 from kdguard.model.load import base_view
 
 
-@dataclass(frozen=True)
+@dataclass
 class Guard:
     """How the tuned model is held to its teacher; `weight` 0 is plain SFT and runs no teacher.
 
-    weight: λ beside the cross-entropy. temperature: τ. masked: take the gold token out of the KL at target positions.
+    weight: λ beside the cross-entropy; it may be changed while training. temperature: τ. masked: take the gold token
+    out of the KL at target positions. teacher: the name of the adapter that is the teacher; None is the base.
     """
 
-    weight: float = 3.0
+    weight: float = 12.0
     temperature: float = 1.0
     masked: bool = True
+    teacher: str | None = None
 
 
-def install(model: PeftModel, guard: Guard) -> None:
-    """Teach the base inside `model` to answer `model(..., counts=(N, M))` with the guarded loss of the batch."""
+@contextmanager
+def teacher_view(model: PeftModel, guard: Guard) -> Iterator[None]:
+    """Inside, `model` is the guard's teacher and nothing needs a gradient; outside, all is as before."""
+    if guard.teacher is None:
+        with base_view(model):
+            yield
+        return
+    student = model.active_adapter
+    model.set_adapter(guard.teacher)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.set_adapter(student)
+
+
+def take_snapshot(model: PeftModel, name: str) -> None:
+    """Copy the adapter as it is now into a frozen one named `name`, to be a guard's teacher."""
+    student = model.active_adapter
+    weights = get_peft_model_state_dict(model, adapter_name=student)
+    model.add_adapter(name, copy.deepcopy(model.peft_config[student]))
+    set_peft_model_state_dict(model, weights, adapter_name=name)
+    model.set_adapter(student)
+
+
+def install(model: PeftModel, guard: Guard, kept: KeptStates | None = None) -> None:
+    """Teach the base inside `model` to answer `model(..., counts=(N, M))` with the guarded loss of the batch.
+
+    With `kept`, a batch names its rows in `row_ids`, and the teacher runs only for those it has not met yet.
+    """
     lm = model.get_base_model()
     plain_forward: Callable = lm.forward
 
     # generate() reads what a forward takes from its signature: it has to go on seeing the model's own.
     @functools.wraps(plain_forward)
-    def forward(*args, counts: tuple[Tensor, Tensor] | None = None, **inputs):
+    def forward(*args, counts: tuple[Tensor, Tensor] | None = None, row_ids: Tensor | None = None, **inputs):
         if counts is None:
             return plain_forward(*args, **inputs)
-        return _loss(model, guard, counts, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])._asdict()
+        ids, mask, labels = (inputs[key] for key in ("input_ids", "attention_mask", "labels"))
+        at = guarded_positions(mask)
+        teacher = None  # (positions, hidden)
+        if guard.weight > 0:
+
+            def run_teacher(places: list[int]) -> list[Tensor]:
+                with teacher_view(model, guard):
+                    hidden = _hidden_states(lm, ids[places], mask[places])
+                return [row[here] for row, here in zip(hidden, at[places], strict=True)]
+
+            if kept is None or row_ids is None:
+                teacher = torch.cat(run_teacher(list(range(len(ids)))))
+            else:
+                teacher = kept.states_of(row_ids.tolist(), run_teacher)
+        return guard_loss(
+            _hidden_states(lm, ids, mask)[at],
+            teacher,
+            labels[:, 1:][at],
+            head_of(lm),
+            weight=guard.weight,
+            temperature=guard.temperature,
+            masked=guard.masked,
+            n_targets=counts[0],
+            n_guarded=counts[1],
+        )._asdict()
 
     lm.forward = forward
 
@@ -49,28 +106,6 @@ def install(model: PeftModel, guard: Guard) -> None:
 def guarded_positions(attention_mask: Tensor) -> Tensor:
     """(rows, tokens) -> (rows, tokens - 1): the positions that predict a token that is not padding."""
     return attention_mask[:, 1:].bool()
-
-
-def _loss(
-    model: PeftModel, guard: Guard, counts: tuple[Tensor, Tensor], ids: Tensor, mask: Tensor, labels: Tensor
-) -> GuardLoss:
-    lm = model.get_base_model()
-    at = guarded_positions(mask)
-    teacher = None
-    if guard.weight > 0:
-        with base_view(model):
-            teacher = _hidden_states(lm, ids, mask)[at]  # (positions, hidden)
-    return guard_loss(
-        _hidden_states(lm, ids, mask)[at],
-        teacher,
-        labels[:, 1:][at],
-        head_of(lm),
-        weight=guard.weight,
-        temperature=guard.temperature,
-        masked=guard.masked,
-        n_targets=counts[0],
-        n_guarded=counts[1],
-    )
 
 
 def _hidden_states(lm: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:

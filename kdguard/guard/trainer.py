@@ -1,16 +1,19 @@
 """`GuardedTrainer`: a `transformers.Trainer` whose loss holds the tuned model to its base."""
 
 import itertools
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
-from torch.utils.data import ConcatDataset, DataLoader, Sampler
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainerCallback
 
 from kdguard.errors import InputError, KdguardError
+from kdguard.guard.kept import KeptStates
 from kdguard.guard.teacher import Guard, count, install
 from kdguard.model.head import check_head
 
@@ -74,6 +77,8 @@ class GuardedTrainer(Trainer):
     guard: weight, temperature and masking of the KL; `Guard(weight=0)` is plain SFT on the same code path.
     rehearsal_dataset: rows without targets, written by the base; they are guarded only.
     rehearsal: rehearsal rows per training row.
+    keep_teacher: keep the teacher's final hidden states of rows that come more than once in a file of `output_dir`,
+        and run the teacher only on their first visit; False runs it live on every step.
 
     Raises InputError for a model whose head is trained, and KdguardError when training goes wrong silently: a loss
     that is not a number, or an adapter that does not move.
@@ -85,6 +90,7 @@ class GuardedTrainer(Trainer):
         guard: Guard | None = None,
         rehearsal_dataset: Sequence[Any] | None = None,
         rehearsal: float = 0.0,
+        keep_teacher: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -97,7 +103,8 @@ class GuardedTrainer(Trainer):
         self.guard = guard or Guard()
         self.rehearsal_dataset = rehearsal_dataset
         self.rehearsal = rehearsal if rehearsal_dataset else 0.0
-        install(self.model, self.guard)
+        self.kept = self._kept_states() if keep_teacher and self.guard.weight > 0 else None
+        install(self.model, self.guard, self.kept)
         # One process, one GPU: nn.DataParallel would double the batch, and no base is split like that.
         self.args._n_gpu = min(self.args.n_gpu, 1)
         self._train_batch_size = self.args.train_batch_size
@@ -106,6 +113,32 @@ class GuardedTrainer(Trainer):
         self.add_callback(_AdapterMoves(self.accelerator))
         self._parts = torch.zeros(2, dtype=torch.float64)  # CE and KL summed since they were last logged
         self._logged_step = 0
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        finished = False
+        try:
+            result = super().train(*args, **kwargs)
+            finished = self.state.global_step >= self.state.max_steps
+            return result
+        finally:
+            if self.kept:
+                self.kept.close(finished=finished)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A teacher's adapter would be taken for the only one when this checkpoint is loaded.
+        if self.guard.teacher:
+            shutil.rmtree(Path(output_dir or self.args.output_dir) / self.guard.teacher, ignore_errors=True)
+
+    def _kept_states(self) -> KeptStates | None:
+        """A place for the states of the rows that are visited more than once, if there are any."""
+        extra = self.rehearsal_dataset or []
+        lengths = [_length(row) for row in self.train_dataset]
+        if self.args.num_train_epochs <= 1:
+            return None
+        if len(extra) < len(lengths) * self.args.num_train_epochs * self.rehearsal:
+            lengths += [_length(row) for row in extra]
+        return KeptStates(Path(self.args.output_dir) / f"teacher-{self.args.process_index}.states", lengths)
 
     def get_train_dataloader(self) -> DataLoader:
         extra = self.rehearsal_dataset or []
@@ -121,12 +154,16 @@ class GuardedTrainer(Trainer):
         )
         dataset = ConcatDataset([self.train_dataset, extra]) if extra else self.train_dataset
         return _Loader(
-            dataset,
+            _Numbered(dataset),
             batch_sampler=sampler,
-            collate_fn=self.data_collator,
+            collate_fn=self._collate,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
         )
+
+    def _collate(self, numbered: Sequence[tuple[int, Any]]) -> dict[str, torch.Tensor]:
+        batch = self.data_collator([row for _, row in numbered])
+        return {**batch, "row_ids": torch.tensor([number for number, _ in numbered])}
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         """(N, M) over the whole optimiser step: every micro-batch and every process."""
@@ -157,6 +194,19 @@ class GuardedTrainer(Trainer):
                     f"lower the learning rate: --lr {self.args.learning_rate / 4:g}",
                 )
         super().log(logs, start_time)
+
+
+class _Numbered(Dataset):
+    """Rows with their number, by which their teacher states are kept."""
+
+    def __init__(self, rows: Dataset) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> tuple[int, Any]:
+        return number, self.rows[number]
 
 
 class _Loader(DataLoader):

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from transformers import PreTrainedModel
+from torch import Tensor
+from transformers import LogitsProcessor, PreTrainedModel
 
 from kdguard.data.tokens import Renderer
 from kdguard.probes.packs import Probe
@@ -85,12 +86,12 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    sample: bool = False,
+    codes: Sequence[float] | None = None,
     stop: Sequence[int] = (),
 ) -> list[list[int]]:
-    """Continue each prompt until its end of turn, greedily or sampled at temperature 1; the end is left out.
+    """Continue each prompt until its end of turn; the end is left out. Greedily, or by `codes` at temperature 1.
 
-    stop: further token ids that end an answer.
+    codes: one in [0, 1) a prompt; see ArithmeticSampling. stop: further token ids that end an answer.
     """
     ends = {renderer.end_of_turn, *stop}
     eos = model.generation_config.eos_token_id
@@ -104,15 +105,44 @@ def generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=max_new_tokens,
-            do_sample=sample,
-            temperature=1.0 if sample else None,
-            top_k=0 if sample else None,
-            top_p=1.0 if sample else None,
+            do_sample=False,
+            logits_processor=[] if codes is None else [ArithmeticSampling(torch.tensor(codes, dtype=torch.float64))],
             eos_token_id=sorted(ends),
             pad_token_id=pad,
             use_cache=True,
         )
     return [_until(row, ends) for row in output[:, width:].tolist()]
+
+
+class ArithmeticSampling(LogitsProcessor):
+    """Decodes each row from a code in [0, 1), by inverting the model's distribution over whole sequences.
+
+    A uniform code gives a sample at temperature 1. Evenly spaced codes give samples that are each still uniform and
+    together spread over the distribution: of n, a sequence of probability p comes at least floor(n p) times, where
+    independent samples would leave it out with probability (1 - p)^n.
+
+    Source: arithmetic sampling (Vilnis et al., arXiv 2210.15458). codes: (rows,) in float64. A code that has been read
+    to the last of its bits goes on as a fresh one.
+    """
+
+    def __init__(self, codes: Tensor) -> None:
+        self.codes = codes
+        self.left = torch.ones_like(codes)  # the width of the interval that is still told apart
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.codes, self.left = self.codes.to(scores.device), self.left.to(scores.device)
+        cumulative = scores.double().softmax(-1).cumsum(-1)  # (rows, vocabulary)
+        code = self.codes[:, None] * cumulative[:, -1:]
+        token = torch.searchsorted(cumulative, code, right=True).clamp(max=scores.shape[-1] - 1)
+        above = cumulative.gather(1, token)
+        below = torch.where(token > 0, cumulative.gather(1, (token - 1).clamp(min=0)), 0.0)
+        width = (above - below).clamp(min=1e-300)
+        self.codes = ((code - below) / width)[:, 0].clamp(0, 1 - 1e-16)
+        self.left = self.left * width[:, 0]
+        worn = self.left < 1e-9
+        self.codes = torch.where(worn, torch.rand_like(self.codes), self.codes)
+        self.left = torch.where(worn, 1.0, self.left)
+        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
 
 
 def _until(ids: list[int], ends: set[int]) -> list[int]:

@@ -13,8 +13,10 @@ from kdguard.config import TuneConfig
 from kdguard.events import Events, read_events
 from kdguard.files import write_whole
 from kdguard.probes.score import Answer
+from kdguard.probes.watch import Settled
 from kdguard.report import run as run_folder
-from kdguard.report.figures import kept, learned, pair
+from kdguard.report.figures import Kept, Pair, kept, learned, pair
+from kdguard.report.plots import plot_dial, plot_losses, plot_watched
 
 FORMAT = 1
 
@@ -22,9 +24,18 @@ Answers = tuple[Sequence[Answer], Sequence[Answer]]
 
 
 def build_report(
-    config: TuneConfig, *, probes: Answers, new: Answers, drift: float, cost: dict[str, Any]
+    config: TuneConfig,
+    *,
+    probes: Answers,
+    new: Answers,
+    drift: float,
+    cost: dict[str, Any],
+    settled: Settled | None = None,
 ) -> dict[str, Any]:
-    """The contents of `report.json`. `probes` and `new` are (before, after); shares are 0 to 1."""
+    """The contents of `report.json`. `probes` and `new` are (before, after); shares are 0 to 1.
+
+    settled: what the budget made of the end of training.
+    """
     old = kept(pair(*probes))
     return {
         "format": FORMAT,
@@ -38,14 +49,59 @@ def build_report(
             "teacher": config.teacher,
             "rehearsal": config.rehearsal if config.guard else 0.0,
         },
-        "strength": 1.0,
+        "strength": settled.strength if settled else 1.0,
         "learned": asdict(learned(*new)),
         "kept": asdict(old),
         "drift": {"nats_per_token": drift},
         "cost": cost,
-        "budget": None
-        if config.budget is None
-        else {"limit": config.budget, "met": old.forgetting is not None and old.forgetting <= config.budget},
+        "budget": settled and budget(settled, old),
+    }
+
+
+def budget(settled: Settled, old: Kept) -> dict[str, Any]:
+    """The report's `budget`: what was done, whether the scored probes met it, and if not, why."""
+    limit = settled.allowance.limit
+    met = old.forgetting is not None and old.forgetting <= limit
+    reason = None
+    if old.forgetting is None:
+        reason = "the base knew none of the probes"
+    elif not met and settled.forgotten > settled.allowance.forgotten:
+        reason = settled.done
+    elif not met and settled.allowance.known < settled.allowance.needed:
+        reason = f"{settled.allowance.known:,} known probes were watched; to be sure of {limit:.2%}, " + (
+            f"{settled.allowance.needed:,} are needed" if limit else "no number is enough"
+        )
+    elif not met:
+        reason = "the watched probes kept it and the scored ones did not: one in ten such runs ends so by chance"
+    return {
+        "limit": limit,
+        "met": met,
+        "watched": settled.allowance.known,
+        "allowed": settled.allowance.forgotten,
+        "forgotten": settled.forgotten,
+        "done": settled.done,
+        "reason": reason,
+    }
+
+
+def rebuild_report(
+    report: dict[str, Any],
+    *,
+    strength: float,
+    probes: Sequence[Pair],
+    new: Answers,
+    drift: float,
+    settled: Settled | None,
+) -> dict[str, Any]:
+    """The report of a run whose adapter's strength was changed after it."""
+    old = kept(probes)
+    return {
+        **report,
+        "strength": strength,
+        "learned": asdict(learned(*new)),
+        "kept": asdict(old),
+        "drift": {"nats_per_token": drift},
+        "budget": settled and budget(settled, old),
     }
 
 
@@ -54,12 +110,19 @@ def write_report(out: Path, report: dict[str, Any], events: Events) -> None:
     (out / run_folder.REPORT).unlink(missing_ok=True)
     events.emit("finished", learned=report["learned"]["after"], forgetting=report["kept"]["forgetting"])
     write_whole(out / run_folder.ADAPTER / "README.md", _render("model_card.md", report=report))
-    pairs = {
-        folder: pair(*(run_folder.read_answers(out / folder / f"{when}.jsonl") for when in ("before", "after")))
-        for folder in ("probes", "new")
-    }
-    losses = [event for event in read_events(out / run_folder.EVENTS) if event["event"] == "loss"]
-    html = _render("report.html", report=report, verdict=verdict(report), pairs=pairs, losses=losses)
+    pairs = {folder: run_folder.read_pairs(out / folder) for folder in ("probes", "new")}
+    plots = {}
+    events_so_far = read_events(out / run_folder.EVENTS)
+    losses = [event for event in events_so_far if event["event"] == "loss"]
+    watched = [event for event in events_so_far if event["event"] == "watched"]
+    if losses:
+        plots["Losses over the steps"] = plot_losses(losses)
+    if watched:
+        plots["The budget while training"] = plot_watched(watched)
+    if (out / run_folder.DIAL).exists():
+        points = json.loads((out / run_folder.DIAL).read_text(encoding="utf-8"))
+        plots["Learned and forgotten by the adapter's strength"] = plot_dial(points, report["strength"])
+    html = _render("report.html", report=report, verdict=verdict(report), pairs=pairs, plots=plots)
     write_whole(out / "report.html", html)
     write_whole(out / run_folder.REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
 
@@ -72,7 +135,8 @@ def verdict(report: dict[str, Any]) -> str:
         return f"{said}; the base answered none of the {old['n']:,} probes, so forgetting cannot be told."
     said += f" and forgot {old['forgotten']:,} of the {old['known']:,} probes it knew ({old['forgetting']:.1%})"
     if report["budget"]:
-        said += f", {'within' if report['budget']['met'] else 'over'} the budget of {report['budget']['limit']:.1%}"
+        limit, reason = f"{report['budget']['limit']:.2%}", report["budget"]["reason"]
+        said += f", over the budget of {limit}: {reason}" if reason else f", within the budget of {limit}"
     return said + "."
 
 
@@ -87,17 +151,8 @@ def _render(template: str, **values: Any) -> str:
     )
     environment.filters["percent"] = lambda share: "–" if share is None else f"{share:.1%}"
     environment.filters["markdown"] = _escape_markdown
-    environment.globals["polyline"] = _polyline
     return environment.get_template(template + ".j2").render(**values)
 
 
 def _escape_markdown(text: object) -> str:
     return "".join("\\" + c if c in "\\`*_{}[]<>()#+-!|~" else " " if c in "\r\n" else c for c in str(text))
-
-
-def _polyline(losses: list[dict[str, Any]], key: str, width: float, height: float) -> str:
-    """The `points` of an SVG polyline of one loss over the steps, its largest value at the top."""
-    values = [event[key] for event in losses]
-    top = max(values, default=0) or 1
-    last = max(len(values) - 1, 1)
-    return " ".join(f"{i / last * width:.1f},{height - v / top * height:.1f}" for i, v in enumerate(values))

@@ -18,17 +18,19 @@ EVENTS = "events.jsonl"
 ADAPTER = "adapter"
 CHECKPOINTS = "checkpoints"
 REPORT = "report.json"
+DIAL = "dial.json"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. `config` is its resolved TuneConfig, as keys."""
+    """A finished run. `config` is its resolved TuneConfig, as keys; `watched` is empty where there was no budget."""
 
     path: Path
     config: dict[str, Any]
     report: dict[str, Any]
     probes: list[Pair]
     new: list[Pair]
+    watched: list[Pair]
 
 
 def read_run(path: Path) -> Run:
@@ -44,8 +46,9 @@ def read_run(path: Path) -> Run:
             path,
             yaml.safe_load((path / CONFIG).read_text(encoding="utf-8")),
             json.loads((path / REPORT).read_text(encoding="utf-8")),
-            pair(*(read_answers(path / "probes" / f"{when}.jsonl") for when in ("before", "after"))),
-            pair(*(read_answers(path / "new" / f"{when}.jsonl") for when in ("before", "after"))),
+            probes=read_pairs(path / "probes"),
+            new=read_pairs(path / "new"),
+            watched=read_pairs(path / "watched") if (path / "watched").exists() else [],
         )
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
         raise InputError(
@@ -69,3 +72,8 @@ def write_answers(path: Path, answers: Iterable[Answer]) -> None:
 def read_answers(path: Path) -> list[Answer]:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     return [Answer(**{**row, "answers": tuple(row["answers"])}) for row in rows]
+
+
+def read_pairs(folder: Path) -> list[Pair]:
+    """`before.jsonl` and `after.jsonl` of a folder of answers."""
+    return pair(*(read_answers(folder / f"{when}.jsonl") for when in ("before", "after")))

@@ -1,6 +1,8 @@
 """Answers in batches are the answers one by one, and asking leaves the model as it was."""
 
-from kdguard.probes.answer import _room, ask
+import torch
+
+from kdguard.probes.answer import ArithmeticSampling, _room, ask
 from kdguard.probes.packs import Probe, load_probes
 
 
@@ -36,3 +38,33 @@ def test_a_long_lesson_gets_room_for_its_answer(demo, renderer):
     lesson = Probe("row-1", "new", "q", (text,), messages=({"role": "user", "content": "q"},))
     assert _room(renderer, lesson, 32) >= len(renderer.tokenizer(text)["input_ids"])
     assert _room(renderer, Probe("a", "c", "q", (text,)), 32) == 32
+
+
+def test_evenly_spaced_codes_spread_over_the_distribution():
+    """Arithmetic sampling: a sequence of probability p comes at least floor(n p) times among n evenly spaced codes."""
+    torch.manual_seed(0)
+    first, then = torch.randn(5), torch.randn(5, 5)  # a little model of two tokens
+    n = 1000
+    sampler = ArithmeticSampling(torch.tensor([(i + 0.3) / n for i in range(n)], dtype=torch.float64))
+    one = sampler(None, first.expand(n, 5)).argmax(-1)
+    two = sampler(None, then[one]).argmax(-1)
+    for i in range(5):
+        for j in range(5):
+            p = first.softmax(-1)[i] * then.softmax(-1)[i, j]
+            assert abs(int(((one == i) & (two == j)).sum()) - n * p) <= 2
+
+
+def test_a_worn_out_code_goes_on_as_a_fresh_one():
+    """A code holds some fifty bits; after them every row would otherwise decode alike."""
+    torch.manual_seed(0)
+    sampler = ArithmeticSampling(torch.rand(4000, dtype=torch.float64))
+    flat = torch.zeros(4000, 64)
+    for _ in range(40):
+        counts = sampler(None, flat).argmax(-1).bincount(minlength=64)
+    assert counts.min() > 30 and counts.max() < 100
+
+
+def test_codes_never_take_a_token_of_no_probability():
+    scores = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
+    for code in (0.0, 0.49999, 0.5, 1 - 1e-16):
+        assert ArithmeticSampling(torch.tensor([code], dtype=torch.float64))(None, scores).argmax(-1).item() in (1, 3)

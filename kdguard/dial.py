@@ -1,0 +1,132 @@
+"""The strength dial: what a finished run knows at several strengths of its adapter, and the choice of one."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from peft.helpers import rescale_adapter_scale
+
+from kdguard.config import TuneConfig
+from kdguard.data import formats
+from kdguard.data.tokens import Collator, Renderer
+from kdguard.errors import InputError, KdguardError
+from kdguard.events import Events
+from kdguard.files import write_whole
+from kdguard.guard.rehearsal import REHEARSAL, load_rows
+from kdguard.guard.teacher import drift
+from kdguard.model.load import load_base, load_tuned
+from kdguard.model.strength import scale_saved_adapter
+from kdguard.probes.answer import ask
+from kdguard.probes.packs import Probe
+from kdguard.probes.score import Answer
+from kdguard.probes.watch import Allowance, Settled, split
+from kdguard.report import run as run_folder
+from kdguard.report.build import rebuild_report, write_report
+from kdguard.report.figures import Pair, kept, pair
+from kdguard.report.run import Run, write_answers
+from kdguard.tune import DRIFT_ROWS, drift_batches, new_questions
+
+
+@dataclass(frozen=True)
+class Point:
+    """What the adapter knows at one strength: the watched probes steer the choice, the others score it."""
+
+    strength: float
+    watched: list[Pair]
+    probes: list[Pair]
+    new: list[Answer]
+
+    @property
+    def learned(self) -> float:
+        return sum(answer.correct for answer in self.new) / max(len(self.new), 1)
+
+    @property
+    def watched_forgotten(self) -> int:
+        return kept(self.watched).forgotten
+
+    def figures(self) -> dict[str, Any]:
+        old = kept(self.probes)
+        return {
+            "strength": self.strength,
+            "learned": self.learned,
+            "known": old.known,
+            "forgotten": old.forgotten,
+            "gained": old.gained,
+            "forgetting": old.forgetting,
+            "watched_known": kept(self.watched).known,
+            "watched_forgotten": self.watched_forgotten,
+        }
+
+
+def dial(
+    run: Run, strengths: Sequence[float], events: Events, *, budget: float | None = None, choose: float | None = None
+) -> tuple[list[Point], Point | None]:
+    """Measure a run at `strengths`, and write the one that is chosen into its adapter and its report.
+
+    budget: choose, of the strengths whose watched probes keep it, the one that has learned most, and of equals the one
+        that forgets least. choose: choose this one. With neither, or when no strength above 0 keeps the budget, nothing
+        but the figures of the dial is written.
+    """
+    if any(not 0 <= strength <= 1 for strength in strengths) or choose == 0:
+        raise InputError("a strength is more than 0, which is the base, and at most 1", "--strength 0.8")
+    config = TuneConfig(**run.config)
+    watched, probes = run.watched, run.probes
+    if budget is not None and not watched:
+        watched, probes = split(run.probes, config.seed)
+    events.emit("phase", name="load")
+    base = load_base(config.model, quant=config.quant, revision=config.revision)
+    renderer = Renderer(base.tokenizer)
+    examples = formats.read(config.data).examples
+    new = new_questions(examples, [renderer.row(example, config.max_length) for example in examples], config)
+    if [probe.id for probe in new] != [pair.before.id for pair in run.new]:
+        raise KdguardError(f"{config.data} has changed since this run", "put the old file back, or tune again")
+    for_drift = load_rows(run.path / run_folder.CHECKPOINTS / REHEARSAL)[:DRIFT_ROWS]
+    model = load_tuned(base, run.path / run_folder.ADAPTER)
+    written = run.report["strength"]
+
+    def asked(pairs: Sequence[Pair]) -> list[Pair]:
+        before = [each.before for each in pairs]
+        probes = [Probe(each.id, each.category, each.question, each.answers) for each in before]
+        return pair(before, ask(model, renderer, probes))
+
+    points = []
+    wanted = sorted({*strengths, *([] if choose is None else [choose])})
+    events.emit("phase", name="dial")
+    for done, strength in enumerate(wanted):
+        events.emit("progress", phase="dial", done=done, total=len(wanted))
+        with rescale_adapter_scale(model, strength / written):
+            points.append(Point(strength, asked(watched), asked(probes), ask(model, renderer, new)))
+    write_whole(run.path / run_folder.DIAL, json.dumps([point.figures() for point in points], indent=1) + "\n")
+
+    settled = None
+    chosen = next((point for point in points if point.strength == choose), None)
+    if budget is not None:
+        allowance = Allowance(budget, kept(watched).known)
+        within = [point for point in points if point.strength and point.watched_forgotten <= allowance.forgotten]
+        chosen = max(within, key=lambda point: (point.learned, -point.watched_forgotten, point.strength), default=None)
+        if chosen:
+            done = f"the dial chose strength {chosen.strength:g}"
+            settled = Settled(allowance, chosen.strength, chosen.watched_forgotten, done)
+    if chosen is None:
+        write_report(run.path, run.report, events)
+        return points, None
+    with rescale_adapter_scale(model, chosen.strength / written):
+        moved = drift(model, drift_batches(for_drift, Collator(base.tokenizer.pad_token_id)))
+    report = rebuild_report(
+        run.report,
+        strength=chosen.strength,
+        probes=chosen.probes,
+        new=([each.before for each in run.new], chosen.new),
+        drift=moved,
+        settled=settled,
+    )
+    (run.path / run_folder.REPORT).unlink()
+    scale_saved_adapter(run.path / run_folder.ADAPTER, chosen.strength / written)
+    for folder, pairs in (("watched", chosen.watched), ("probes", chosen.probes)):
+        if pairs:
+            write_answers(run.path / folder / "before.jsonl", [each.before for each in pairs])
+            write_answers(run.path / folder / "after.jsonl", [each.after for each in pairs])
+    write_answers(run.path / "new" / "after.jsonl", chosen.new)
+    write_report(run.path, report, events)
+    return points, chosen

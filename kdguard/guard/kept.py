@@ -1,0 +1,80 @@
+"""The teacher's final hidden states, kept from a row's first visit: a frozen teacher never says anything else."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdguard.files import write_whole
+
+
+class KeptStates:
+    """Hidden states by row in one memory-mapped file, 2 bytes times the hidden size a token for a 16-bit model.
+
+    The system holds the file in memory while there is room and reads it from disk where there is not. When the disk
+    has less than twice the space that all rows need, nothing is kept and the teacher stays live.
+
+    path: the file. lengths: tokens of each row, by row id; a row that is not in it is never kept.
+    """
+
+    def __init__(self, path: Path, lengths: Sequence[int]) -> None:
+        self.path = path
+        self.ends = torch.tensor([0, *(length - 1 for length in lengths)]).cumsum(0).tolist()
+        self.have: set[int] = set()
+        self.states: Tensor | None = None  # (positions of all rows, hidden)
+        self.live = False
+
+    def states_of(self, rows: Sequence[int], compute: Callable[[list[int]], list[Tensor]]) -> Tensor:
+        """(positions, hidden) of the rows one after another.
+
+        compute: the places in `rows` of those that are not kept yet -> the hidden states of each.
+        """
+        missing = [place for place, row in enumerate(rows) if row not in self.have]
+        found = dict(zip(missing, compute(missing), strict=True)) if missing else {}
+        for place, hidden in found.items():
+            self._keep(rows[place], hidden)
+        return torch.cat([found[place] if place in found else self._read(row) for place, row in enumerate(rows)])
+
+    def close(self, *, finished: bool) -> None:
+        """Let go of the file. Unless the run has finished it stays, for a run that resumes goes on with it."""
+        kept, self.states = self.states, None
+        if finished:
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
+        elif kept is not None:
+            with open(self.path, "rb+") as file:
+                os.fsync(file.fileno())
+            write_whole(self._index, json.dumps(sorted(self.have)))
+        self.have = set()
+
+    @property
+    def _index(self) -> Path:
+        return self.path.with_suffix(".json")
+
+    def _read(self, row: int) -> Tensor:
+        return self.states[self.ends[row] : self.ends[row + 1]].to(self.device, non_blocking=True)
+
+    def _keep(self, row: int, hidden: Tensor) -> None:
+        if self.states is None and not self.live:
+            self._open(hidden)
+        if self.states is not None and row + 1 < len(self.ends):
+            self.states[self.ends[row] : self.ends[row + 1]] = hidden.cpu()
+            self.have.add(row)
+
+    def _open(self, like: Tensor) -> None:
+        shape = (self.ends[-1], like.shape[-1])
+        size = shape[0] * shape[1] * like.element_size()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.live = shutil.disk_usage(self.path.parent).free < 2 * size
+        if self.live:
+            return
+        if self._index.exists() and self.path.exists() and self.path.stat().st_size == size:
+            self.have = set(json.loads(self._index.read_text(encoding="utf-8")))
+        self._index.unlink(missing_ok=True)
+        mapped = torch.from_file(str(self.path), shared=True, size=shape[0] * shape[1], dtype=like.dtype)
+        self.states, self.device = mapped.view(shape), like.device

@@ -1,0 +1,51 @@
+"""The warm-up teacher: a snapshot of the adapter after one pass over rows that the base already knows.
+
+It has learned the format of the answers and no new fact (arXiv 2604.15574). For base models that do not answer in the
+format of the data, whose own answers would hold the tuned model back from it.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from kdguard.data.tokens import Row
+from kdguard.errors import KdguardError
+from kdguard.guard.teacher import Guard, take_snapshot
+from kdguard.guard.trainer import GuardedTrainer
+
+NAME = "teacher"
+
+
+def warm_up(
+    model: PeftModel, known: Sequence[Row], collate: Callable, arguments: TrainingArguments, *, resume: bool = False
+) -> str:
+    """Train `model` for one epoch on the `known` rows, snapshot its adapter, and return the snapshot's name.
+
+    The snapshot is kept beside the checkpoints; a run that resumes takes it from there. Raises KdguardError when no
+    row is known.
+    """
+    kept = Path(arguments.output_dir) / "warm-up"
+    if resume and kept.exists():
+        model.load_adapter(kept / NAME, NAME)
+        model.load_adapter(kept / NAME, model.active_adapter, is_trainable=True)
+        return NAME
+    if not known:
+        raise KdguardError(
+            "the base answers none of the training questions rightly, so there is nothing to warm up on",
+            "--teacher base, or add rows to the data that it knows",
+        )
+    once = replace(arguments, num_train_epochs=1, save_strategy="no")
+    trainer = GuardedTrainer(model, once, train_dataset=known, data_collator=collate, guard=Guard(weight=0.0))
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    take_snapshot(model, NAME)
+    beside = kept.with_name(kept.name + ".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    model.save_pretrained(beside, selected_adapters=[NAME])
+    beside.rename(kept)
+    return NAME

@@ -1,0 +1,32 @@
+"""The strength of an adapter: its scale, from 0 (the base) to 1 (as trained).
+
+Scaling LoRA's B interpolates linearly between the base's weights and the tuned ones (WiSE-FT, arXiv 2109.01903).
+"""
+
+from pathlib import Path
+
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+STRENGTHS = [i / 20 for i in range(21)]  # those that are tried
+
+
+def scale_adapter(model: PeftModel, factor: float) -> None:
+    """Multiply the active adapter's B matrices in place; `lora_alpha` stays the whole number that exporters need."""
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.lora_B[model.active_adapter].weight.data.mul_(factor)
+
+
+def scale_saved_adapter(folder: Path, factor: float) -> None:
+    """The same for a saved adapter: `adapter_model.safetensors` is replaced as a whole."""
+    path = folder / "adapter_model.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    scaled = {name: weight * factor if "lora_B" in name else weight for name, weight in weights.items()}
+    beside = path.with_name(path.name + ".part")
+    save_file(scaled, beside, metadata)
+    beside.replace(path)

@@ -1,0 +1,87 @@
+"""The report's pictures: SVG to stand in a page, in the page's own colours, light or dark."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+# What matplotlib draws in -> what the page calls it.
+COLOURS = {
+    "#010101": "var(--text)",
+    "#020202": "var(--line)",
+    "#030303": "var(--mark)",
+    "#040404": "var(--bad)",
+    "#050505": "var(--good)",
+}
+TEXT, LINE, MARK, BAD, GOOD = COLOURS
+
+
+def plot_losses(losses: Sequence[dict[str, Any]]) -> str:
+    """Cross-entropy and KL of each step's `loss` event, in nats."""
+    figure, (above, below) = _figure(2)
+    steps = [event["step"] for event in losses]
+    above.plot(steps, [event["ce"] for event in losses], color=MARK)
+    above.set_ylabel("cross-entropy, nats")
+    below.plot(steps, [event["kl"] for event in losses], color=MARK)
+    below.set_ylabel("KL to the teacher, nats")
+    below.set_xlabel("step")
+    return _svg(figure, "cross-entropy on the targets and KL to the teacher, by step")
+
+
+def plot_watched(watched: Sequence[dict[str, Any]]) -> str:
+    """Forgetting on the watched probes after each epoch, above the guard's weight in it."""
+    figure, (above, below) = _figure(2)
+    steps = [event["step"] for event in watched]
+    above.plot(steps, [event["forgotten"] / max(event["known"], 1) for event in watched], color=BAD, marker="o")
+    above.yaxis.set_major_formatter(PercentFormatter(1))
+    above.set_ylabel("watched, forgotten")
+    below.step(steps, [event["weight"] for event in watched], color=MARK, where="pre")
+    below.set_ylabel("guard's weight")
+    below.set_xlabel("step")
+    return _svg(figure, "forgetting on the watched probes and the guard's weight, by step")
+
+
+def plot_dial(points: Sequence[dict[str, Any]], strength: float) -> str:
+    """Learned and forgotten at each strength of the adapter; a line marks the one it has."""
+    figure, (above, below) = _figure(2)
+    strengths = [point["strength"] for point in points]
+    above.plot(strengths, [point["learned"] for point in points], color=GOOD, marker="o")
+    above.set_ylabel("learned")
+    below.plot(strengths, [point["forgetting"] or 0.0 for point in points], color=BAD, marker="o")
+    below.set_ylabel("forgotten")
+    below.set_xlabel("strength of the adapter")
+    for axes in (above, below):
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.axvline(strength, color=TEXT, linestyle=":")
+    return _svg(figure, "learned and forgotten by the strength of the adapter")
+
+
+def _figure(rows: int) -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure(figsize=(8, 1.8 * rows), layout="constrained")
+    axes = figure.subplots(rows, sharex=True)
+    for each in axes:
+        each.grid(color=LINE, linewidth=0.8)
+        each.set_ylim(bottom=0)
+        each.tick_params(colors=TEXT, length=0)
+        for part in (each.xaxis.label, each.yaxis.label):
+            part.set_color(TEXT)
+        for spine in each.spines.values():
+            spine.set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Figure, label: str) -> str:
+    for axes in figure.axes:
+        axes.set_ylim(bottom=0)
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label, "font.family": "sans-serif"}):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+    for drawn, named in COLOURS.items():
+        svg = svg.replace(drawn, named)
+    return svg

@@ -1,0 +1,99 @@
+"""transformers' Trainer as a run uses it: its arguments, what it tells, Ctrl-C, and its checkpoints."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from kdguard.config import TuneConfig
+from kdguard.events import Events
+from kdguard.model.load import compute_dtype, device
+
+
+def training_arguments(config: TuneConfig, checkpoints: Path) -> TrainingArguments:
+    on_gpu = device().type == "cuda"
+    micro = config.micro_batch_size or max(n for n in range(1, 5) if config.batch_size % n == 0)
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=config.batch_size // micro,
+        learning_rate=config.lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.03,
+        weight_decay=0.0,
+        optim="paged_adamw_8bit" if on_gpu else "adamw_torch",
+        bf16=compute_dtype() is torch.bfloat16,
+        fp16=compute_dtype() is torch.float16,
+        use_cpu=not on_gpu,
+        logging_steps=1,
+        save_strategy="epoch",
+        save_total_limit=2,
+        seed=config.seed,
+        data_seed=config.seed,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        **(
+            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+            if on_gpu
+            else {}
+        ),
+    )
+
+
+def last_checkpoint(checkpoints: Path) -> str | None:
+    """The newest whole checkpoint: the Trainer writes into its place, so the newest may be torn."""
+    needed = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+    folders = sorted(checkpoints.glob("checkpoint-*"), key=lambda folder: int(folder.name[11:]))
+    whole = [folder for folder in folders if all((folder / name).exists() for name in needed)]
+    return str(whole[-1]) if whole else None
+
+
+class Tell(TrainerCallback):
+    """Passes the Trainer's log on as events."""
+
+    def __init__(self, events: Events, steps: int) -> None:
+        self.events, self.steps = events, steps
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "ce" in logs:
+            self.events.emit(
+                "loss",
+                step=state.global_step,
+                steps=self.steps,
+                epoch=round(state.epoch, 3),
+                ce=logs["ce"],
+                kl=logs["kl"],
+                lr=logs["learning_rate"],
+                grad_norm=float(logs.get("grad_norm", 0.0)),
+            )
+
+
+@contextmanager
+def stop_on_ctrl_c(trainer: Trainer) -> Iterator[None]:
+    """The first Ctrl-C saves a checkpoint after the step and stops; the second stops at once."""
+    stopped = False
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if stopped:
+                control.should_save = control.should_training_stop = True
+
+    def handler(number, frame):
+        nonlocal stopped
+        stopped = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    trainer.add_callback(Stop())
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if stopped:
+        raise KeyboardInterrupt

@@ -1,0 +1,107 @@
+"""The budget: what steers is never what scores, the weight follows the watched probes, and the end is brought under."""
+
+import json
+
+import pytest
+import torch
+from scipy.stats import binom
+from transformers import TrainerControl, TrainerState
+
+from kdguard.events import Events
+from kdguard.guard.budget import BudgetKeeper, settle
+from kdguard.guard.teacher import Guard
+from kdguard.model.load import add_adapter
+from kdguard.model.strength import scale_adapter
+from kdguard.probes.watch import Allowance, split
+from tests.guard.test_trainer import adapter
+
+
+def test_watched_and_scored_are_apart_and_together_everything():
+    watched, scored = split(range(100), seed=3)
+    assert len(watched) == 25 and sorted(watched + scored) == list(range(100))
+    assert split(range(100), seed=3) == (watched, scored) != split(range(100), seed=4)
+    assert len(split(range(9000), seed=0)[0]) == 500
+
+
+@pytest.mark.parametrize(("limit", "known"), [(0.01, 500), (0.003, 2000), (0.05, 90)])
+def test_what_is_allowed_makes_nine_in_ten_sure(limit, known):
+    """Were the true share at the limit, so few forgotten would be seen in at most one run of ten."""
+    allowed = Allowance(limit, known).forgotten
+    assert binom.cdf(allowed, known, limit) <= 0.1 < binom.cdf(allowed + 1, known, limit)
+
+
+def test_too_few_probes_allow_nothing_and_say_how_many_are_needed():
+    few = Allowance(0.01, 100)
+    assert few.forgotten == 0 and few.needed > 100
+    assert Allowance(0.01, few.needed).forgotten == 0
+    assert binom.pmf(0, few.needed, 0.01) <= 0.1 < binom.pmf(0, few.needed - 1, 0.01)
+
+
+def keeper(tmp_path, counts, weight=8.0):
+    left = list(counts)
+    return BudgetKeeper(Guard(weight), lambda: left.pop(0), Allowance(0.01, 500), tmp_path, Events())
+
+
+def epoch_ends(budget, model, step, ce=1.0):
+    state = TrainerState(global_step=step, max_steps=100, log_history=[{"step": step, "ce": ce}])
+    budget.on_epoch_end(None, state, TrainerControl(), model=model)
+
+
+def test_the_weight_is_driven_up_and_down_within_bounds(tmp_path, demo):
+    model = add_adapter(demo, rank=2)
+    budget = keeper(tmp_path, [9, 9, 9, 9, 1, 0, 0])
+    weights = []
+    for step in range(7):
+        epoch_ends(budget, model, step)
+        weights.append(budget.guard.weight)
+    assert weights == [16, 32, 64, 64, 64, 48, 36]
+
+
+def test_a_resumed_run_goes_on_with_the_weight_of_its_checkpoint(tmp_path, demo):
+    model = add_adapter(demo, rank=2)
+    budget = keeper(tmp_path, [9, 9])
+    epoch_ends(budget, model, 1)
+    epoch_ends(budget, model, 2)
+    again = keeper(tmp_path, [])
+    again.on_train_begin(None, TrainerState(global_step=1), TrainerControl())
+    assert again.guard.weight == 16 and len(again.history) == 1
+
+
+def test_an_end_within_the_budget_is_left_alone(tmp_path, demo):
+    model = add_adapter(demo, rank=2)
+    budget = keeper(tmp_path, [1])
+    epoch_ends(budget, model, 1)
+    settled = settle(model, budget, lambda: pytest.fail("nothing to compare"))
+    assert settled.strength == 1 and settled.forgotten == 1
+
+
+@pytest.mark.parametrize(("dialled", "earlier"), [(90, 50), (50, 90)])
+def test_of_a_lower_strength_and_an_earlier_epoch_the_one_that_learned_more_is_kept(tmp_path, demo, dialled, earlier):
+    """Over at the end; strength 0.9 is the first within; the first epoch was within too."""
+    model = add_adapter(demo, rank=2)
+    scale_adapter(model, 1.0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    first = {name: weight.clone() for name, weight in adapter(model).items()}
+    budget = keeper(tmp_path, [0, 7, 7, 1])
+    epoch_ends(budget, model, 1)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.add_(1.0)
+    last = adapter(model)
+    epoch_ends(budget, model, 2)
+    right = [dialled, earlier]
+    settled = settle(model, budget, lambda: right.pop(0))
+    wanted = last if dialled > earlier else first
+    scale = 0.9 if dialled > earlier else 1.0
+    assert settled.strength == scale
+    for name, weight in adapter(model).items():
+        torch.testing.assert_close(weight, wanted[name] * (scale if "lora_B" in name else 1))
+
+
+def test_the_history_is_kept_beside_the_checkpoints(tmp_path, demo):
+    budget = keeper(tmp_path, [3])
+    epoch_ends(budget, add_adapter(demo, rank=2), 5, ce=0.25)
+    [entry] = json.loads((tmp_path / "watched.json").read_text())
+    assert entry == {"step": 5, "forgotten": 3, "ce": 0.25, "weight": 8.0, "next_weight": 16.0}

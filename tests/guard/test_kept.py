@@ -1,0 +1,87 @@
+"""Kept teacher states: the same training as with a live teacher, in a file that goes when the run is over."""
+
+import shutil
+from collections import namedtuple
+
+import pytest
+import torch
+
+from kdguard.guard.kept import KeptStates
+from kdguard.guard.teacher import Guard
+from kdguard.model.load import add_adapter, load_base
+from tests.guard.test_trainer import adapter, rows, trainer, unlabelled
+
+
+def states(row: int, length: int) -> torch.Tensor:
+    return torch.full((length - 1, 8), float(row))
+
+
+def test_the_teacher_runs_once_a_row(tmp_path):
+    lengths = [3, 5, 4]
+    kept = KeptStates(tmp_path / "teacher.states", lengths)
+    asked = []
+
+    def visit(batch):
+        def compute(places):
+            asked.extend(batch[place] for place in places)
+            return [states(batch[place], lengths[batch[place]]) for place in places]
+
+        found = kept.states_of(batch, compute)
+        assert torch.equal(found, torch.cat([states(row, lengths[row]) for row in batch]))
+
+    for batch in ([0, 2], [2, 1], [1, 0], [2, 1, 0]):
+        visit(batch)
+    assert sorted(asked) == [0, 1, 2]
+
+
+def test_training_is_that_of_a_live_teacher(tmp_path):
+    """Three epochs, so that two thirds of the teacher's states are read back."""
+    after = []
+    for keep in (True, False):
+        torch.manual_seed(0)
+        model = add_adapter(load_base("demo", quant="none"), rank=8)
+        run = trainer(
+            model,
+            tmp_path,
+            micro=4,
+            steps=6,
+            rehearsal_dataset=unlabelled(rows(4, 1)),
+            rehearsal=0.5,
+            keep_teacher=keep,
+            guard=Guard(weight=6.0),
+        )
+        run.train()
+        after.append(adapter(model))
+        assert not list(tmp_path.glob("teacher*"))
+    for name, weight in after[0].items():
+        torch.testing.assert_close(after[1][name], weight, rtol=1e-3, atol=1e-5)
+
+
+def test_a_resumed_run_goes_on_with_the_states(tmp_path):
+    path = tmp_path / "teacher.states"
+    first = KeptStates(path, [3, 5])
+    first.states_of([1], lambda places: [states(1, 5)])
+    first.close(finished=False)
+    second = KeptStates(path, [3, 5])
+    second.states_of([0], lambda places: [states(0, 3)])
+    found = second.states_of([1], lambda places: pytest.fail("row 1 was kept"))
+    assert torch.equal(found, states(1, 5))
+    second.close(finished=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_not_closed_is_not_trusted(tmp_path):
+    """After a power cut the file may hold anything: only a closed one comes with an index."""
+    path = tmp_path / "teacher.states"
+    KeptStates(path, [3]).states_of([0], lambda places: [torch.full((2, 8), torch.nan)])
+    again = KeptStates(path, [3])
+    assert torch.equal(again.states_of([0], lambda places: [states(0, 3)]), states(0, 3))
+
+
+def test_without_room_on_the_disk_the_teacher_stays_live(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(free=100))
+    kept = KeptStates(tmp_path / "teacher.states", [3, 5])
+    for _ in range(2):
+        assert torch.equal(kept.states_of([1], lambda places: [states(1, 5)]), states(1, 5))
+    assert kept.live and not list(tmp_path.iterdir())
