@@ -29,7 +29,7 @@ from kdguard.data.tokens import Collator, Renderer, Row
 from kdguard.guard.rehearsal import rehearse
 from kdguard.guard.teacher import Guard, drift, take_snapshot
 from kdguard.guard.trainer import GuardedTrainer
-from kdguard.model.load import add_adapter, load_base
+from kdguard.model.load import add_adapter, default_lr, load_base
 from kdguard.probes.answer import ask
 from kdguard.probes.packs import Probe
 from kdguard.training import training_arguments
@@ -55,9 +55,10 @@ class Method:
     near: float = 0.0
     replay: float = 0.0
     warmup: bool = False
+    lr: float | None = None
     rank: int = 64
-    lr: float = 4e-3
-    epochs: int = 15
+    epochs: int = 8
+    batch_size: int = 16
     attention_only: bool = False
 
 
@@ -81,9 +82,9 @@ def train(world: World, method: Method, seed: int) -> dict[str, float]:
         guard=method.weight > 0,
         rehearsal=method.rehearsal,
         epochs=method.epochs,
-        lr=method.lr,
+        lr=method.lr or default_lr(base.model),
         rank=method.rank,
-        batch_size=32,
+        batch_size=method.batch_size,
         micro_batch_size=16,
         seed=seed,
     )

@@ -48,7 +48,9 @@ class TuneConfig(BaseModel):
         description="largest forgetting accepted, such as `1%`: some probes watch it; over it, exit code 3",
     )
     epochs: int = Field(8, ge=1, description="passes over the training rows")
-    lr: float = Field(2e-4, gt=0, description="peak learning rate; warm-up 3 %, then cosine to 0")
+    lr: float | None = Field(
+        None, gt=0, description="peak learning rate; warm-up 3 %, then cosine to 0 [default: by the model's width]"
+    )
     batch_size: int = Field(16, ge=1, description="training rows per optimiser step")
     micro_batch_size: int | None = Field(
         None, ge=1, description="training rows in memory at once [default: the largest divisor of the batch up to 4]"

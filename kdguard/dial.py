@@ -68,7 +68,7 @@ def dial(
         that forgets least. choose: choose this one. With neither, or when no strength above 0 keeps the budget, nothing
         but the figures of the dial is written.
     """
-    if any(not 0 <= strength <= 1 for strength in strengths) or choose == 0:
+    if choose is not None and not 0 < choose <= 1:
         raise InputError("a strength is more than 0, which is the base, and at most 1", "--strength 0.8")
     config = TuneConfig(**run.config)
     watched, probes = run.watched, run.probes

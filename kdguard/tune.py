@@ -26,7 +26,7 @@ from kdguard.guard.teacher import Guard, drift
 from kdguard.guard.trainer import GuardedTrainer
 from kdguard.guard.warmup import warm_up
 from kdguard.model.fit import estimate_gib
-from kdguard.model.load import add_adapter, device, load_base, load_tokenizer
+from kdguard.model.load import add_adapter, default_lr, device, load_base, load_tokenizer
 from kdguard.probes.answer import ask
 from kdguard.probes.packs import Probe, load_probes
 from kdguard.probes.score import Answer
@@ -70,6 +70,7 @@ def tune(
     rows = [renderer.row(example, config.max_length) for example in dataset.examples]
     events.emit("phase", name="load")
     base = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=tokenizer)
+    config = config.model_copy(update={"lr": config.lr or default_lr(base.model)})
     new = new_questions(dataset.examples, rows, config)
     plan = {
         "model": config.model,

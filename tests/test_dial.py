@@ -1,4 +1,4 @@
-"""The dial: strengths measured on a finished run, one of them written, with figures of the probes that did not steer."""
+"""The dial: strengths measured on a finished run, one of them written, scored on probes that did not steer."""
 
 import json
 import shutil

@@ -183,6 +183,15 @@ def add_adapter(base: Base, *, rank: int, attention_only: bool = False) -> PeftM
     )
 
 
+def default_lr(model: PreTrainedModel) -> float:
+    """A peak learning rate for LoRA on a network this wide, whatever its rank: 3e-4 at 4096, 2.5e-3 at 256.
+
+    Source: the fit 5e-5 * 10 * (2000 / hidden size)**0.781 of "LoRA Without Regret" (Schulman et al. 2025) for Llama;
+    rounded to two digits.
+    """
+    return float(f"{5e-4 * (2000 / model.config.get_text_config().hidden_size) ** 0.781:.1e}")
+
+
 @contextmanager
 def base_view(model: PeftModel) -> Iterator[PreTrainedModel]:
     """The base itself: inside, every adapter is off and nothing needs a gradient; outside, all is as before."""
