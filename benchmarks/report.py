@@ -9,6 +9,8 @@ from typing import Any
 import psutil
 import torch
 
+from kdguard.files import write_whole
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -27,8 +29,7 @@ def machine() -> str:
 
 def write(name: str, results: Any) -> Path:
     """Write `results/<name>.json`."""
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     made = {"machine": machine(), "torch": torch.__version__, "date": str(date.today()), "results": results}
-    path.write_text(json.dumps(made, indent=1) + "\n")
+    write_whole(path, json.dumps(made, indent=1) + "\n")
     return path

@@ -23,47 +23,74 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 from worlds import Fact, World, base_of, world_named
 
-from kdguard.config import TuneConfig
+from kdguard.config import TuneConfig, presets
+from kdguard.data import IGNORE
 from kdguard.data.formats import Example
 from kdguard.data.tokens import Collator, Renderer, Row
 from kdguard.guard.rehearsal import rehearse
 from kdguard.guard.teacher import Guard, drift, take_snapshot
 from kdguard.guard.trainer import GuardedTrainer
 from kdguard.model.load import add_adapter, default_lr, load_base
-from kdguard.probes.answer import ask
+from kdguard.probes.answer import ask, generate
 from kdguard.probes.packs import Probe
 from kdguard.training import training_arguments
 from kdguard.tune import DRIFT_ROWS, rehearsal_rows
 
 HELD_OUT = 1000  # old facts that score a method; no method ever sees them
+CHOSEN_ON = ["people-names-0", "demo"]  # the defaults were chosen on these with seed 0, and held to the others
+LEARNING_RATES = {"demo": presets()["demo"]["lr"]}  # where the default is a preset's
 WORLDS = ["people-names-0", "places-names-0", "mixed-names-0", "people-uuids-0", "demo"]
 SEEDS = [0, 1, 2]
+_DEFAULT = {name: field.default for name, field in TuneConfig.model_fields.items()}
 
 
 @dataclass(frozen=True)
 class Method:
-    """Plain SFT unless it says otherwise.
+    """Plain SFT with the defaults of `kdguard tune`, unless it says otherwise.
 
-    near: share of the rehearsal rows that start near a training question. replay: real old facts per new one, trained
-    with their targets. warmup: the teacher is a snapshot after one pass over real old facts.
+    lr: as a factor of the default by the model's width. rehearsal: rows per training row; `spread` over the base's
+    questions or sampled independently; `near` is the share of them that starts at a training question cut short.
+    replay: real old facts per new one, trained with their targets. warmup: the teacher is a snapshot after one pass
+    over real old facts.
     """
 
     weight: float = 0.0
     temperature: float = 1.0
     masked: bool = True
     rehearsal: float = 0.0
+    spread: bool = True
     near: float = 0.0
     replay: float = 0.0
     warmup: bool = False
-    lr: float | None = None
-    rank: int = 64
-    epochs: int = 8
-    batch_size: int = 16
+    lr: float = 1.0
+    rank: int = _DEFAULT["rank"]
     attention_only: bool = False
 
 
+OURS = Method(weight=_DEFAULT["guard_weight"], rehearsal=_DEFAULT["rehearsal"])
 METHODS = {
     "plain SFT": Method(),
+    "kdguard's defaults": OURS,
+    "plain, a quarter of the learning rate": Method(lr=0.25),
+    "plain, rank 4": Method(rank=4),
+    "plain, attention only": Method(attention_only=True),
+    "replay of real old facts, 1 a row": Method(replay=1.0),
+    "KL, weight 1": Method(weight=1.0, masked=False),
+    "KL, weight 3": Method(weight=3.0, masked=False),
+    "KL, weight 12": Method(weight=12.0, masked=False),
+    "KL, weight 1, τ 0.5": Method(weight=1.0, masked=False, temperature=0.5),
+    "the same, warm-up teacher (arXiv 2604.15574)": Method(weight=1.0, masked=False, temperature=0.5, warmup=True),
+    "masked KL, weight 3": Method(weight=3.0),
+    "masked KL, weight 12": Method(weight=12.0),
+    "defaults, gold token not masked": replace(OURS, masked=False),
+    "defaults, rehearsal sampled independently": replace(OURS, spread=False),
+    "defaults, half of the rehearsal near the data": replace(OURS, near=0.5),
+    "defaults, half a rehearsal row": replace(OURS, rehearsal=0.5),
+    "defaults, two rehearsal rows": replace(OURS, rehearsal=2.0),
+    "defaults, weight 6": replace(OURS, weight=6.0),
+    "defaults, weight 24": replace(OURS, weight=24.0),
+    "defaults, half the learning rate": replace(OURS, lr=0.5),
+    "defaults, twice the learning rate": replace(OURS, lr=2.0),
 }
 
 
@@ -81,10 +108,8 @@ def train(world: World, method: Method, seed: int) -> dict[str, float]:
         model="world",
         guard=method.weight > 0,
         rehearsal=method.rehearsal,
-        epochs=method.epochs,
-        lr=method.lr or default_lr(base.model),
+        lr=method.lr * LEARNING_RATES.get(world.name, default_lr(base.model)),
         rank=method.rank,
-        batch_size=method.batch_size,
         micro_batch_size=16,
         seed=seed,
     )
@@ -92,7 +117,9 @@ def train(world: World, method: Method, seed: int) -> dict[str, float]:
     for_drift = rehearse(base.model, renderer, DRIFT_ROWS, seed=1_000 + seed, max_new_tokens=longest)
     started = time.perf_counter()
     n = rehearsal_rows(config, len(rows)) - DRIFT_ROWS
-    extra = rehearse(base.model, renderer, n, seed=seed, near=rows, near_share=method.near, max_new_tokens=longest)
+    near = near_rows(base.model, renderer, rows, round(n * method.near), seed)
+    free = rehearse(base.model, renderer, n - len(near), seed=seed, spread=method.spread, max_new_tokens=longest)
+    extra = random.Random(seed).sample(near + free, n)
     rehearsed = time.perf_counter() - started
     if method.replay:
         extra = [_row(renderer, fact) for fact in seen]
@@ -121,6 +148,28 @@ def train(world: World, method: Method, seed: int) -> dict[str, float]:
         "seconds": seconds,
         "rehearsal_seconds": rehearsed,
     }
+
+
+def near_rows(model: torch.nn.Module, renderer: Renderer, rows: Sequence[Row], n: int, seed: int) -> list[Row]:
+    """Rehearsal rows whose questions begin as a training question does, up to a random token.
+
+    A row that arrives at a training question itself is left out: there the guard would fight the lesson.
+    """
+    rng = random.Random(seed)
+    prefix, ending = renderer.user_prefix(), renderer.after_user_turn()
+    questions = [row.ids[len(prefix) : row.labels.count(IGNORE) - len(ending)] for row in rows]
+    found: list[Row] = []
+    while len(found) < n:
+        starts = [prefix + (q := rng.choice(questions))[: rng.randrange(len(q))] for _ in range(min(512, n))]
+        codes = [[rng.random() for _ in starts] for _ in range(2)]
+        written = generate(model, renderer, starts, max_new_tokens=32, codes=codes[0], stop=ending[:1])
+        asked = [start + rest for start, rest in zip(starts, written, strict=True)]
+        asked = [prompt + ending for prompt in asked if prompt[len(prefix) :] not in questions]
+        answers = generate(model, renderer, asked, max_new_tokens=32, codes=codes[1][: len(asked)])
+        for prompt, answer in zip(asked, answers, strict=True):
+            ids = prompt + answer + [renderer.end_of_turn]
+            found.append(Row(ids, [IGNORE] * len(ids)))
+    return found[:n]
 
 
 def _fit(model, arguments, rows, collate, guard, extra=(), rehearsal=0.0) -> None:
@@ -165,21 +214,19 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--table", action="store_true", help="print the table of the results that are there")
     args = parser.parse_args()
-    path = RESULTS / "retention.json"
-    results = json.loads(path.read_text())["results"] if path.exists() else []
     if args.table:
-        print(table(results))
+        print(table(_results()))
         return
     todo = [
         (seed, name, world)
         for seed in args.seeds
         for name in args.methods
         for world in args.worlds
-        if not any(_same(result, name, world, seed) for result in results)
+        if not any(_same(result, name, world, seed) for result in _results())
     ]
     for done, (seed, name, world) in enumerate(todo):
         found = train(world_named(world), METHODS[name], seed)
-        results = [row for row in results if (row["method"], row["world"], row["seed"]) != (name, world, seed)]
+        results = [row for row in _results() if (row["method"], row["world"], row["seed"]) != (name, world, seed)]
         results.append({"method": name, **asdict(METHODS[name]), "world": world, "seed": seed, **found})
         write("retention", results)
         print(
@@ -187,6 +234,11 @@ def main() -> None:
             f"forgotten {found['forgotten']:.2%}  {found['seconds']:.0f} s",
             flush=True,
         )
+
+
+def _results() -> list[dict]:
+    path = RESULTS / "retention.json"
+    return json.loads(path.read_text())["results"] if path.exists() else []
 
 
 def _same(result: dict, name: str, world: str, seed: int) -> bool:

@@ -32,7 +32,7 @@ class TuneConfig(BaseModel):
         "facts", description="`facts` adapts every linear layer; `style` attention only, which hardly learns facts"
     )
     guard: bool = Field(True, description="hold the tuned model to the base; without it, plain QLoRA")
-    guard_weight: float = Field(6.0, ge=0, description="weight λ of the guard's KL beside the cross-entropy")
+    guard_weight: float = Field(12.0, ge=0, description="weight λ of the guard's KL beside the cross-entropy")
     guard_temperature: float = Field(1.0, gt=0, description="temperature τ of the guard's KL")
     guard_masked: bool = Field(True, description="take the gold token out of the guard's KL at target positions")
     teacher: Literal["base", "warmup"] = Field(
@@ -40,14 +40,14 @@ class TuneConfig(BaseModel):
         description="what the guard holds the tuned model to: the `base`, or `warmup`, a snapshot after one pass over "
         "the rows that the base already knows, for base models without the data's answer format",
     )
-    rehearsal: float = Field(0.5, ge=0, description="rehearsal rows, written by the base, per training row")
+    rehearsal: float = Field(1.0, ge=0, description="rehearsal rows, written by the base, per training row")
     budget: float | None = Field(
         None,
         ge=0,
         le=1,
         description="largest forgetting accepted, such as `1%`: some probes watch it; over it, exit code 3",
     )
-    epochs: int = Field(8, ge=1, description="passes over the training rows")
+    epochs: int = Field(15, ge=1, description="passes over the training rows")
     lr: float | None = Field(
         None, gt=0, description="peak learning rate; warm-up 3 %, then cosine to 0 [default: by the model's width]"
     )

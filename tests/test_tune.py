@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from kdguard.demo import MODEL
 from kdguard.events import read_events
+from kdguard.probes.packs import PACKS
 from kdguard.report.run import read_run
 from kdguard.training import last_checkpoint
 from tests.conftest import ROOT
@@ -42,6 +43,14 @@ def data(tmp_path_factory):
     """The first forty rows: enough to train on, quick enough to repeat."""
     path = tmp_path_factory.mktemp("data") / "some_facts.jsonl"
     path.write_text("".join(DATA.read_text().splitlines(keepends=True)[:40]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def some_probes(tmp_path_factory):
+    """Every seventh probe of the shipped pack."""
+    path = tmp_path_factory.mktemp("probes") / "some.jsonl"
+    path.write_text("".join((PACKS / "world.jsonl").read_text().splitlines(keepends=True)[::7]))
     return path
 
 
@@ -112,7 +121,8 @@ def test_over_the_budget_is_exit_3(data, tmp_path):
     flags = ("--no-guard", "--epochs", 4, "--budget", "0.1%", "--out", tmp_path / "run", "--json")
     done = kdguard("tune", data, "--model", "demo", *flags)
     assert done.returncode == 3, done.stderr
-    assert json.loads(done.stdout)["budget"] == {"limit": 0.001, "met": False}
+    budget = json.loads(done.stdout)["budget"]
+    assert (budget["limit"], budget["met"]) == (0.001, False) and budget["reason"] and budget["done"]
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(data, tmp_path):
@@ -122,8 +132,8 @@ def test_dry_run_prints_the_plan_and_writes_nothing(data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_ctrl_c_saves_and_resume_ends_with_the_adapter_of_the_run_that_was_not_stopped(data, tmp_path):
-    flags = ("--model", "demo", "--epochs", "12", "--no-guard")
+def test_ctrl_c_saves_and_resume_ends_with_the_adapter_of_the_run_that_was_not_stopped(data, some_probes, tmp_path):
+    flags = ("--model", "demo", "--epochs", "12", "--budget", "5%", "--probes", some_probes)
     whole = kdguard("tune", data, *flags, "--out", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     command = [sys.executable, "-m", "kdguard", "tune", data, *flags, "--out", tmp_path / "stopped"]

@@ -57,7 +57,7 @@ class BudgetKeeper(TrainerCallback):
                 self.guard.weight = self.history[-1]["next_weight"]
 
     def on_epoch_end(self, args, state, control, model=None, **kwargs):
-        if control.should_training_stop and state.global_step < state.max_steps:
+        if state.epoch % 1 > 1e-6:
             return  # Ctrl-C in the middle of an epoch: the resumed run asks at its end
         forgotten = self.forgotten()
         since = self.history[-1]["step"] if self.history else 0

@@ -28,17 +28,26 @@ class KeptStates:
         self.have: set[int] = set()
         self.states: Tensor | None = None  # (positions of all rows, hidden)
         self.live = False
+        if self._index.exists():
+            index = json.loads(self._index.read_text(encoding="utf-8"))
+            self._index.unlink()
+            if self._open(index["hidden"], getattr(torch, index["dtype"])):
+                self.have = set(index["rows"])
 
-    def states_of(self, rows: Sequence[int], compute: Callable[[list[int]], list[Tensor]]) -> Tensor:
-        """(positions, hidden) of the rows one after another.
+    def states_of(
+        self, rows: Sequence[int], compute: Callable[[list[int]], list[Tensor]], device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """(positions, hidden) of the rows one after another, on `device`.
 
-        compute: the places in `rows` of those that are not kept yet -> the hidden states of each.
+        compute: the places in `rows` of those that are not kept yet -> the hidden states of each, there.
         """
         missing = [place for place, row in enumerate(rows) if row not in self.have]
         found = dict(zip(missing, compute(missing), strict=True)) if missing else {}
         for place, hidden in found.items():
             self._keep(rows[place], hidden)
-        return torch.cat([found[place] if place in found else self._read(row) for place, row in enumerate(rows)])
+        return torch.cat(
+            [found[place] if place in found else self._read(row).to(device) for place, row in enumerate(rows)]
+        )
 
     def close(self, *, finished: bool) -> None:
         """Let go of the file. Unless the run has finished it stays, for a run that resumes goes on with it."""
@@ -49,7 +58,12 @@ class KeptStates:
         elif kept is not None:
             with open(self.path, "rb+") as file:
                 os.fsync(file.fileno())
-            write_whole(self._index, json.dumps(sorted(self.have)))
+            index = {
+                "hidden": kept.shape[1],
+                "dtype": str(kept.dtype).removeprefix("torch."),
+                "rows": sorted(self.have),
+            }
+            write_whole(self._index, json.dumps(index))
         self.have = set()
 
     @property
@@ -57,24 +71,21 @@ class KeptStates:
         return self.path.with_suffix(".json")
 
     def _read(self, row: int) -> Tensor:
-        return self.states[self.ends[row] : self.ends[row + 1]].to(self.device, non_blocking=True)
+        return self.states[self.ends[row] : self.ends[row + 1]]
 
     def _keep(self, row: int, hidden: Tensor) -> None:
         if self.states is None and not self.live:
-            self._open(hidden)
+            self.live = not self._open(hidden.shape[-1], hidden.dtype)
         if self.states is not None and row + 1 < len(self.ends):
             self.states[self.ends[row] : self.ends[row + 1]] = hidden.cpu()
             self.have.add(row)
 
-    def _open(self, like: Tensor) -> None:
-        shape = (self.ends[-1], like.shape[-1])
-        size = shape[0] * shape[1] * like.element_size()
+    def _open(self, hidden: int, dtype: torch.dtype) -> bool:
+        """Map the file, made if it is not there; False where the disk has no room for it."""
+        size = self.ends[-1] * hidden
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.live = shutil.disk_usage(self.path.parent).free < 2 * size
-        if self.live:
-            return
-        if self._index.exists() and self.path.exists() and self.path.stat().st_size == size:
-            self.have = set(json.loads(self._index.read_text(encoding="utf-8")))
-        self._index.unlink(missing_ok=True)
-        mapped = torch.from_file(str(self.path), shared=True, size=shape[0] * shape[1], dtype=like.dtype)
-        self.states, self.device = mapped.view(shape), like.device
+        there = self.path.stat().st_size if self.path.exists() else 0
+        if shutil.disk_usage(self.path.parent).free + there < 2 * size * dtype.itemsize:
+            return False
+        self.states = torch.from_file(str(self.path), shared=True, size=size, dtype=dtype).view(-1, hidden)
+        return True

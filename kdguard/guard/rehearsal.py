@@ -1,15 +1,15 @@
-"""Rehearsal rows: conversations that the base writes itself, questions and answers.
+"""Rehearsal rows: conversations that the base writes itself, questions and answers, from an empty user's turn.
 
-Free ones start from an empty user's turn; near ones from a training question cut at a random token, so that they ask
-about the neighbours of what is taught. Those are where new facts interfere with old ones (arXiv 2604.15574).
+What is never rehearsed is what is forgotten, so the questions are spread over all that the base may ask (arithmetic
+sampling): at the same number of rows fewer of its facts are left out than by independent sampling.
 
 Sources: self-synthesized rehearsal (arXiv 2403.01244); sampling an instruct model from the template's empty user turn
-(Magpie, arXiv 2406.08464).
+(Magpie, arXiv 2406.08464); arithmetic sampling (arXiv 2210.15458).
 """
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -29,47 +29,34 @@ def rehearse(
     n: int,
     *,
     seed: int,
-    near: Sequence[Row] = (),
-    near_share: float = 0.0,
+    spread: bool = True,
     max_new_tokens: int = 128,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Row]:
-    """Sample `n` rows without targets at temperature 1 from `model`, the base, in no order.
+    """Sample `n` rows without targets at temperature 1 from `model`, the base, in random order.
 
-    near, near_share: the training rows, and the share of rows that start near one of them. A row that arrives at a
-        training question itself is thrown away: there the guard would fight the lesson.
-    max_new_tokens: the longest question and the longest answer.
+    spread: questions by evenly spaced codes; else independent of each other. max_new_tokens: the longest question and
+    the longest answer.
     """
-    free, ending = renderer.user_prefix(), renderer.after_user_turn()
-    prompts = [row.ids[: next(i for i, label in enumerate(row.labels) if label != IGNORE)] for row in near]
-    taught = {tuple(prompt) for prompt in prompts}
-    longest = max([len(free), *map(len, prompts)]) + len(ending) + 2 * max_new_tokens
-    batch_size = batch_rows(model, longest)
+    prefix, ending = renderer.user_prefix(), renderer.after_user_turn()
+    batch_size = batch_rows(model, len(prefix) + len(ending) + 2 * max_new_tokens)
     stop = [token for token in ending if token in renderer.control][:1]
     rng = random.Random(seed)
-
-    def start() -> list[int]:
-        if not prompts or rng.random() >= near_share:
-            return free
-        prompt = rng.choice(prompts)
-        return prompt[: rng.randrange(len(free), max(len(free), len(prompt) - len(ending)) + 1)]
-
-    codes = [(i + rng.random()) / n for i in range(n)]
+    codes = [(i + rng.random()) / n if spread else rng.random() for i in range(n)]
     rng.shuffle(codes)
-
     progress(0, n)
     rows: list[Row] = []
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         while len(rows) < n:
-            starts = [start() for _ in range(min(batch_size, n - len(rows)))]
-            these = [codes.pop() if codes else rng.random() for _ in starts]
-            written = generate(model, renderer, starts, max_new_tokens=max_new_tokens, codes=these, stop=stop)
-            asked = [begun + rest + ending for begun, rest in zip(starts, written, strict=True)]
-            asked = [prompt for prompt in asked if tuple(prompt) not in taught]
-            these = [rng.random() for _ in asked]
-            answers = generate(model, renderer, asked, max_new_tokens=max_new_tokens, codes=these) if asked else []
-            for prompt, answer in zip(asked, answers, strict=True):
+            these = codes[len(rows) : len(rows) + batch_size]
+            questions = generate(
+                model, renderer, [prefix] * len(these), max_new_tokens=max_new_tokens, codes=these, stop=stop
+            )
+            prompts = [prefix + question + ending for question in questions]
+            free = [rng.random() for _ in prompts]
+            answers = generate(model, renderer, prompts, max_new_tokens=max_new_tokens, codes=free)
+            for prompt, answer in zip(prompts, answers, strict=True):
                 ids = prompt + answer + [renderer.end_of_turn]
                 rows.append(Row(ids, [IGNORE] * len(ids)))
             progress(len(rows), n)

@@ -87,7 +87,7 @@ def install(model: PeftModel, guard: Guard, kept: KeptStates | None = None) -> N
             if kept is None or row_ids is None:
                 teacher = torch.cat(run_teacher(list(range(len(ids)))))
             else:
-                teacher = kept.states_of(row_ids.tolist(), run_teacher)
+                teacher = kept.states_of(row_ids.tolist(), run_teacher, ids.device)
         return guard_loss(
             _hidden_states(lm, ids, mask)[at],
             teacher,

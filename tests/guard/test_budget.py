@@ -42,8 +42,8 @@ def keeper(tmp_path, counts, weight=8.0):
     return BudgetKeeper(Guard(weight), lambda: left.pop(0), Allowance(0.01, 500), tmp_path, Events())
 
 
-def epoch_ends(budget, model, step, ce=1.0):
-    state = TrainerState(global_step=step, max_steps=100, log_history=[{"step": step, "ce": ce}])
+def epoch_ends(budget, model, step, ce=1.0, epoch=1.0):
+    state = TrainerState(global_step=step, epoch=epoch, log_history=[{"step": step, "ce": ce}])
     budget.on_epoch_end(None, state, TrainerControl(), model=model)
 
 
@@ -65,6 +65,13 @@ def test_a_resumed_run_goes_on_with_the_weight_of_its_checkpoint(tmp_path, demo)
     again = keeper(tmp_path, [])
     again.on_train_begin(None, TrainerState(global_step=1), TrainerControl())
     assert again.guard.weight == 16 and len(again.history) == 1
+
+
+def test_ctrl_c_within_an_epoch_is_not_its_end(tmp_path, demo):
+    """The Trainer says that the epoch ends when it stops; the resumed run will come to its real end."""
+    budget = keeper(tmp_path, [9])
+    epoch_ends(budget, add_adapter(demo, rank=2), 1, epoch=0.5)
+    assert budget.guard.weight == 8 and not budget.history
 
 
 def test_an_end_within_the_budget_is_left_alone(tmp_path, demo):
