@@ -200,10 +200,13 @@ def _right(model: torch.nn.Module, renderer: Renderer, facts: Sequence[Fact]) ->
 def _hidden_states(model: torch.nn.Module, renderer: Renderer, facts: Sequence[Fact]) -> torch.Tensor:
     """The middle layer's state at the last token of each prompt, where the answer is looked up: (facts, hidden)."""
     middle = model.config.num_hidden_layers // 2
-    states = []
-    for fact in facts:
-        ids = torch.tensor([renderer.prompt(fact.question)], device=model.device)
-        states.append(model(input_ids=ids, output_hidden_states=True).hidden_states[middle][0, -1].float())
+    prompts = [renderer.prompt(fact.question) for fact in facts]
+    states: list[torch.Tensor] = [torch.empty(0)] * len(prompts)
+    for length in {len(prompt) for prompt in prompts}:
+        places = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
+        ids = torch.tensor([prompts[i] for i in places], device=model.device)
+        for i, state in zip(places, model(ids, output_hidden_states=True).hidden_states[middle][:, -1], strict=True):
+            states[i] = state.float()
     return torch.stack(states)
 
 

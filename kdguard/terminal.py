@@ -162,24 +162,20 @@ def figures_table(reports: Sequence[tuple[str, dict[str, Any]]]) -> Table:
 def dial_table(points: Sequence[dict[str, Any]], chosen: float | None) -> Table:
     """Learned and forgotten at each strength, as bars and shares."""
     table = Table(box=_box(), show_edge=False, pad_edge=False)
-    most = max([point["forgetting"] or 0.0 for point in points] + [1e-9])
-    table.add_column("strength", justify="right")
-    table.add_column("learned", justify="right")
-    table.add_column("", width=20)
-    table.add_column("forgotten", justify="right")
-    table.add_column("", width=20)
-    if any(point["watched_known"] for point in points):
-        table.add_column("watched", justify="right")
+    most = max([point["forgetting"] or 0.0 for point in points] + [0.02])  # a full bar is at least 2 %
+    watched = any(point["watched_known"] for point in points)
+    for name in ("strength", "learned", "", "forgotten", "", *(("watched",) if watched else ())):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for point in points:
         mark = "[bold]" if point["strength"] == chosen else ""
-        watched = f"{point['watched_forgotten']:,}/{point['watched_known']:,}"
+        seen = f"{point['watched_forgotten']:,}/{point['watched_known']:,}"
         table.add_row(
             f"{mark}{point['strength']:g}",
             f"{mark}{point['learned']:.1%}",
-            Bar(1, 0, point["learned"], width=20, color="green"),
+            Bar(1, 0, point["learned"], width=12, color="green"),
             "-" if point["forgetting"] is None else f"{mark}{point['forgetting']:.1%}",
-            Bar(most, 0, point["forgetting"] or 0.0, width=20, color="red"),
-            *([watched] if len(table.columns) == 6 else []),
+            Bar(most, 0, point["forgetting"] or 0.0, width=12, color="red"),
+            *((seen,) if watched else ()),
         )
     return table
 

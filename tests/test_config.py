@@ -12,7 +12,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("epochs: 3\nbatch-size: 4\n")
     config = resolve({"data": "a.jsonl", "preset": "qwen2.5-7b", "epochs": 2}, file)
-    assert (config.epochs, config.batch_size, config.rank) == (2, 4, presets()["qwen2.5-7b"]["rank"])
+    assert (config.epochs, config.batch_size, config.max_length) == (2, 4, presets()["qwen2.5-7b"]["max_length"])
 
 
 def test_a_model_takes_the_preset_made_for_it():

@@ -39,7 +39,7 @@ def plot_watched(watched: Sequence[dict[str, Any]]) -> str:
     above.plot(steps, [event["forgotten"] / max(event["known"], 1) for event in watched], color=BAD, marker="o")
     above.yaxis.set_major_formatter(PercentFormatter(1))
     above.set_ylabel("watched, forgotten")
-    below.step(steps, [event["weight"] for event in watched], color=MARK, where="pre")
+    below.step([0, *steps], [event["weight"] for event in (watched[0], *watched)], color=MARK)
     below.set_ylabel("guard's weight")
     below.set_xlabel("step")
     return _svg(figure, "forgetting on the watched probes and the guard's weight, by step")
@@ -65,7 +65,6 @@ def _figure(rows: int) -> tuple[Figure, Sequence[Axes]]:
     axes = figure.subplots(rows, sharex=True)
     for each in axes:
         each.grid(color=LINE, linewidth=0.8)
-        each.set_ylim(bottom=0)
         each.tick_params(colors=TEXT, length=0)
         for part in (each.xaxis.label, each.yaxis.label):
             part.set_color(TEXT)
@@ -76,7 +75,7 @@ def _figure(rows: int) -> tuple[Figure, Sequence[Axes]]:
 
 def _svg(figure: Figure, label: str) -> str:
     for axes in figure.axes:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, max(axes.get_ylim()[1], 1e-6))
     text = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label, "font.family": "sans-serif"}):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
