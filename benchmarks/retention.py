@@ -48,7 +48,7 @@ _DEFAULT = {name: field.default for name, field in TuneConfig.model_fields.items
 class Method:
     """Plain SFT with the defaults of `kdguard tune`, unless it says otherwise.
 
-    lr: as a factor of the default by the model's width. rehearsal: rows per training row; `spread` over the base's
+    lesson: the guard's share on training rows. lr: as a factor of the default by the model's width. rehearsal: rows per training row; `spread` over the base's
     questions or sampled independently; `near` is the share of them that starts at a training question cut short.
     replay: real old facts per new one, trained with their targets. warmup: the teacher is a snapshot after one pass
     over real old facts.
@@ -57,6 +57,7 @@ class Method:
     weight: float = 0.0
     temperature: float = 1.0
     masked: bool = True
+    lesson: float = Guard.lesson
     rehearsal: float = 0.0
     spread: bool = True
     near: float = 0.0
@@ -75,14 +76,17 @@ METHODS = {
     "plain, rank 4": Method(rank=4),
     "plain, attention only": Method(attention_only=True),
     "replay of real old facts, 1 a row": Method(replay=1.0),
-    "KL, weight 1": Method(weight=1.0, masked=False),
-    "KL, weight 3": Method(weight=3.0, masked=False),
-    "KL, weight 12": Method(weight=12.0, masked=False),
-    "KL, weight 1, τ 0.5": Method(weight=1.0, masked=False, temperature=0.5),
-    "the same, warm-up teacher (arXiv 2604.15574)": Method(weight=1.0, masked=False, temperature=0.5, warmup=True),
-    "masked KL, weight 3": Method(weight=3.0),
-    "masked KL, weight 12": Method(weight=12.0),
+    "KL, weight 1": Method(weight=1.0, masked=False, lesson=1.0),
+    "KL, weight 3": Method(weight=3.0, masked=False, lesson=1.0),
+    "KL, weight 12": Method(weight=12.0, masked=False, lesson=1.0),
+    "KL, weight 1, τ 0.5": Method(weight=1.0, masked=False, lesson=1.0, temperature=0.5),
+    "the same, warm-up teacher (arXiv 2604.15574)": Method(
+        weight=1.0, masked=False, lesson=1.0, temperature=0.5, warmup=True
+    ),
+    "masked KL, weight 3": Method(weight=3.0, lesson=1.0),
+    "masked KL, weight 12": Method(weight=12.0, lesson=1.0),
     "defaults, gold token not masked": replace(OURS, masked=False),
+    "defaults, full weight on training rows": replace(OURS, lesson=1.0),
     "defaults, rehearsal sampled independently": replace(OURS, spread=False),
     "defaults, half of the rehearsal near the data": replace(OURS, near=0.5),
     "defaults, half a rehearsal row": replace(OURS, rehearsal=0.5),
@@ -119,14 +123,14 @@ def train(world: World, method: Method, seed: int) -> dict[str, float]:
     n = rehearsal_rows(config, len(rows)) - DRIFT_ROWS
     near = near_rows(base.model, renderer, rows, round(n * method.near), seed)
     free = rehearse(base.model, renderer, n - len(near), seed=seed, spread=method.spread, max_new_tokens=longest)
-    extra = random.Random(seed).sample(near + free, n)
+    extra = random.Random(seed).sample(near + free, len(near + free))
     rehearsed = time.perf_counter() - started
     if method.replay:
         extra = [_row(renderer, fact) for fact in seen]
     set_seed(seed)
     model = add_adapter(base, rank=method.rank, attention_only=method.attention_only)
     collate = Collator(base.tokenizer.pad_token_id)
-    guard = Guard(method.weight, method.temperature, method.masked)
+    guard = Guard(method.weight, method.temperature, method.masked, method.lesson)
     with tempfile.TemporaryDirectory() as out:
         arguments = replace(training_arguments(config, Path(out)), save_strategy="no")
         if method.warmup:

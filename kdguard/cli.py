@@ -195,6 +195,8 @@ def dial(
         console.print(f"\nlook at it  {run / 'report.html'}", markup=False, soft_wrap=True)
     if budget is not None and at is None:
         raise typer.Exit(_fail(OVER_BUDGET, f"no strength keeps the budget of {budget}", "a looser --budget, or tune"))
+    if budget is not None and not read_run(run).report["budget"]["met"]:
+        raise typer.Exit(OVER_BUDGET)
 
 
 @app.command(epilog="kdguard probe demo\n\nkdguard probe runs/mine --probes my_pack.jsonl")

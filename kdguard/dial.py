@@ -10,7 +10,7 @@ from peft.helpers import rescale_adapter_scale
 from kdguard.config import TuneConfig
 from kdguard.data import formats
 from kdguard.data.tokens import Collator, Renderer
-from kdguard.errors import InputError, KdguardError
+from kdguard.errors import InputError
 from kdguard.events import Events
 from kdguard.files import write_whole
 from kdguard.guard.rehearsal import REHEARSAL, load_rows
@@ -22,7 +22,7 @@ from kdguard.probes.packs import Probe
 from kdguard.probes.score import Answer
 from kdguard.probes.watch import Allowance, Settled, split
 from kdguard.report import run as run_folder
-from kdguard.report.build import rebuild_report, write_report
+from kdguard.report.build import rebuild_report, write_pages, write_report
 from kdguard.report.figures import Pair, kept, pair
 from kdguard.report.run import Run, write_answers
 from kdguard.tune import DRIFT_ROWS, drift_batches, new_questions
@@ -71,24 +71,23 @@ def dial(
     if choose is not None and not 0 < choose <= 1:
         raise InputError("a strength is more than 0, which is the base, and at most 1", "--strength 0.8")
     config = TuneConfig(**run.config)
-    watched, probes = run.watched, run.probes
-    if budget is not None and not watched:
-        watched, probes = split(run.probes, config.seed)
+    written, was = run.report["strength"], run.report["budget"] or {}
+    limit = was.get("limit") if budget is None else budget
     events.emit("phase", name="load")
     base = load_base(config.model, quant=config.quant, revision=config.revision)
     renderer = Renderer(base.tokenizer)
     examples = formats.read(config.data).examples
     new = new_questions(examples, [renderer.row(example, config.max_length) for example in examples], config)
-    if [probe.id for probe in new] != [pair.before.id for pair in run.new]:
-        raise KdguardError(f"{config.data} has changed since this run", "put the old file back, or tune again")
-    for_drift = load_rows(run.path / run_folder.CHECKPOINTS / REHEARSAL)[:DRIFT_ROWS]
+    asked_then = [(each.before.id, each.before.question, each.before.answers) for each in run.new]
+    if [(probe.id, probe.question, probe.answers) for probe in new] != asked_then:
+        raise InputError(f"{config.data} has changed since this run", "put the old file back, or tune again")
+    rehearsed = run.path / run_folder.CHECKPOINTS / REHEARSAL
+    for_drift = load_rows(rehearsed)[:DRIFT_ROWS] if rehearsed.exists() else []
     model = load_tuned(base, run.path / run_folder.ADAPTER)
-    written = run.report["strength"]
 
     def asked(pairs: Sequence[Pair]) -> list[Pair]:
         before = [each.before for each in pairs]
-        probes = [Probe(each.id, each.category, each.question, each.answers) for each in before]
-        return pair(before, ask(model, renderer, probes))
+        return pair(before, ask(model, renderer, [_probe(each) for each in before]))
 
     points = []
     wanted = sorted({*strengths, *([] if choose is None else [choose])})
@@ -96,23 +95,27 @@ def dial(
     for done, strength in enumerate(wanted):
         events.emit("progress", phase="dial", done=done, total=len(wanted))
         with rescale_adapter_scale(model, strength / written):
-            points.append(Point(strength, asked(watched), asked(probes), ask(model, renderer, new)))
+            # In the batches of the run: in 16 bits their shape can change an answer.
+            watched, probes = asked(run.watched), asked(run.probes)
+            if limit is not None and not watched:
+                watched, probes = split(probes, config.seed, limit)
+            points.append(Point(strength, watched, probes, ask(model, renderer, new)))
     write_whole(run.path / run_folder.DIAL, json.dumps([point.figures() for point in points], indent=1) + "\n")
 
-    settled = None
     chosen = next((point for point in points if point.strength == choose), None)
+    allowance = None if limit is None else Allowance(limit, kept(points[0].watched).known)
     if budget is not None:
-        allowance = Allowance(budget, kept(watched).known)
         within = [point for point in points if point.strength and point.watched_forgotten <= allowance.forgotten]
         chosen = max(within, key=lambda point: (point.learned, -point.watched_forgotten, point.strength), default=None)
-        if chosen:
-            done = f"the dial chose strength {chosen.strength:g}"
-            settled = Settled(allowance, chosen.strength, chosen.watched_forgotten, done)
     if chosen is None:
-        write_report(run.path, run.report, events)
+        write_pages(run.path, run.report)
         return points, None
+    settled = None
+    if allowance:
+        done = f"strength {chosen.strength:g} was {'dialled' if budget is None else 'chosen by the dial'}"
+        settled = Settled(allowance, chosen.strength, chosen.watched_forgotten, done)
     with rescale_adapter_scale(model, chosen.strength / written):
-        moved = drift(model, drift_batches(for_drift, Collator(base.tokenizer.pad_token_id)))
+        moved = drift(model, drift_batches(for_drift, Collator(base.tokenizer.pad_token_id))) if for_drift else None
     report = rebuild_report(
         run.report,
         strength=chosen.strength,
@@ -121,12 +124,23 @@ def dial(
         drift=moved,
         settled=settled,
     )
+    _write(run, chosen, report, events)
+    return points, chosen
+
+
+def _probe(answer: Answer) -> Probe:
+    return Probe(answer.id, answer.category, answer.question, answer.answers)
+
+
+def _write(run: Run, chosen: Point, report: dict[str, Any], events: Events) -> None:
+    """Write the strength. Should it be cut short, the run counts as unfinished, and resumes to its full strength."""
     (run.path / run_folder.REPORT).unlink()
-    scale_saved_adapter(run.path / run_folder.ADAPTER, chosen.strength / written)
+    for folder in ("watched", "probes", "new"):
+        (run.path / folder / "after.jsonl").unlink(missing_ok=True)
+    scale_saved_adapter(run.path / run_folder.ADAPTER, chosen.strength / run.report["strength"])
     for folder, pairs in (("watched", chosen.watched), ("probes", chosen.probes)):
         if pairs:
             write_answers(run.path / folder / "before.jsonl", [each.before for each in pairs])
             write_answers(run.path / folder / "after.jsonl", [each.after for each in pairs])
     write_answers(run.path / "new" / "after.jsonl", chosen.new)
     write_report(run.path, report, events)
-    return points, chosen

@@ -36,7 +36,7 @@ from kdguard.report.build import build_report, write_report
 from kdguard.training import Tell, last_checkpoint, stop_on_ctrl_c, training_arguments
 
 MAX_NEW_QUESTIONS = 500  # training questions asked before and after; a seeded sample of more rows
-MAX_REHEARSAL = 4096  # rehearsal rows written by the base; more passes walk through them again
+MAX_REHEARSAL = 8192  # rehearsal rows written by the base; more passes walk through them again
 MAX_REHEARSAL_TOKENS = 256  # a rehearsal row's question and answer each; never longer than the longest training row
 DRIFT_ROWS = 64  # further rows that the base wrote, kept out of training, on which drift is measured
 
@@ -64,7 +64,7 @@ def tune(
         raise InputError(f"{out}: this folder is not empty", "give another --out, or --resume to go on with that run")
     dataset = formats.read(config.data)
     probes = load_probes(config.probes)
-    watched, scored = split(probes, config.seed) if config.budget is not None else ([], probes)
+    watched, scored = split(probes, config.seed, config.budget) if config.budget is not None else ([], probes)
     tokenizer = load_tokenizer(config.model, config.revision)
     renderer = Renderer(tokenizer)
     rows = [renderer.row(example, config.max_length) for example in dataset.examples]
@@ -104,7 +104,9 @@ def tune(
     def answers(folder: str, when: str, questions: list[Probe]) -> list[Answer]:
         path = out / folder / f"{when}.jsonl"
         if resume and path.exists():
-            return run_folder.read_answers(path)
+            found = run_folder.read_answers(path)
+            if [answer.id for answer in found] == [question.id for question in questions]:
+                return found
         if same_base and when == "before":
             found = run_folder.read_answers(same_base / folder / path.name)
         else:
@@ -141,10 +143,10 @@ def tune(
     trainer.remove_callback(PrinterCallback)
     keeper = None
     if config.budget is not None:
-        known = [probe for probe, answer in zip(watched, watched_before, strict=True) if answer.correct]
+        known = {answer.id for answer in watched_before if answer.correct}
         keeper = BudgetKeeper(
             guard,
-            lambda: sum(not answer.correct for answer in ask(model, renderer, known)),
+            lambda: sum(not now.correct for now in ask(model, renderer, watched) if now.id in known),
             Allowance(config.budget, len(known)),
             checkpoints,
             events,
@@ -158,7 +160,12 @@ def tune(
     settled = None
     if keeper:
         events.emit("phase", name="settle")
-        settled = settle(model, keeper, lambda: sum(answer.correct for answer in ask(model, renderer, new)))
+        settled = settle(
+            model,
+            keeper,
+            trainer.state.global_step,
+            lambda: sum(answer.correct for answer in ask(model, renderer, new)),
+        )
 
     probes_after, new_after = answers("probes", "after", scored), answers("new", "after", new)
     if watched:
@@ -254,6 +261,6 @@ def _rehearsal(
 
 def _save_adapter(model: PeftModel, out: Path) -> None:
     beside = out / (run_folder.ADAPTER + ".part")
-    model.save_pretrained(beside)
+    model.save_pretrained(beside, selected_adapters=[model.active_adapter])
     shutil.rmtree(out / run_folder.ADAPTER, ignore_errors=True)
     beside.rename(out / run_folder.ADAPTER)

@@ -68,7 +68,7 @@ def test_a_budget_is_chosen_on_watched_probes_and_reported_on_the_others(run):
     assert all(
         point["watched_forgotten"] > allowed or point["learned"] <= chosen["learned"] for point in said["points"][1:]
     )
-    watched, scored = split([pair.before.id for pair in before.probes], before.config["seed"])
+    watched, scored = split([pair.before.id for pair in before.probes], before.config["seed"], 0.05)
     assert [pair.before.id for pair in after.probes] == scored
     assert [pair.before.id for pair in after.watched] == watched
     assert after.report["strength"] == said["chosen"]

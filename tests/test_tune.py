@@ -1,14 +1,17 @@
 """The whole story on the embedded model: what it writes, that it repeats, stops and goes on."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
 import yaml
 from peft import PeftModel
+from safetensors.torch import load, load_file
 from transformers import AutoModelForCausalLM
 
 from kdguard.demo import MODEL
@@ -123,6 +126,38 @@ def test_over_the_budget_is_exit_3(data, tmp_path):
     assert done.returncode == 3, done.stderr
     budget = json.loads(done.stdout)["budget"]
     assert (budget["limit"], budget["met"]) == (0.001, False) and budget["reason"] and budget["done"]
+
+
+def test_a_warm_up_teacher_resumes_and_leaves_one_adapter(data, some_probes, tmp_path):
+    """It warms up on rows that the base knows; an interrupted run goes on from the same snapshot."""
+    known = [json.loads(line) for line in some_probes.read_text().splitlines()[:24]]
+    rows = [json.dumps({"question": probe["question"], "answer": probe["answers"][0]}) for probe in known]
+    both = tmp_path / "both.jsonl"
+    both.write_text(data.read_text() + "\n".join(rows) + "\n")
+    flags = (
+        "--model",
+        "demo",
+        "--teacher",
+        "warmup",
+        "--epochs",
+        2,
+        "--probes",
+        some_probes,
+        "--out",
+        tmp_path / "run",
+    )
+    done = kdguard("tune", both, *flags, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["guard"]["teacher"] == "warmup"
+    whole = (tmp_path / "run" / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert not [path for path in (tmp_path / "run" / "adapter").iterdir() if path.is_dir()]
+    (tmp_path / "run" / "report.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "checkpoint-8")
+    resumed = kdguard("tune", "--resume", "--out", tmp_path / "run")
+    assert resumed.returncode == 0, resumed.stderr
+    again = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    for name, weight in load(whole).items():
+        torch.testing.assert_close(again[name], weight, rtol=1e-3, atol=1e-5)
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(data, tmp_path):

@@ -4,6 +4,7 @@ The watched probes steer; the report is scored on the others, which nothing ever
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,12 @@ LEAST, MOST = 0.5, 8.0  # how far the guard's weight is driven, as factors of th
 
 
 class BudgetKeeper(TrainerCallback):
-    """Asks the watched probes after each epoch, drives the guard's weight, and saves the best adapter within budget.
+    """Asks the watched probes after each epoch, drives the guard's weight, and saves the last adapter within it.
 
-    forgotten: asks the watched probes and counts the forgotten ones. folder: where the adapter (`within-budget`) and
-    the history (`watched.json`) are kept; a run that resumes goes on with them.
+    forgotten: asks the watched probes and counts the forgotten ones. folder: where that adapter and the history are
+    kept, beside the checkpoints; a run that resumes goes on with them.
 
-    The weight doubles when more is forgotten than the allowance and shrinks by a quarter when at most half of it is.
+    The weight doubles when more is forgotten than the allowance, and shrinks by a quarter when at most half of it is.
     """
 
     def __init__(
@@ -38,15 +39,8 @@ class BudgetKeeper(TrainerCallback):
         self.start = guard.weight
         self.history: list[dict[str, Any]] = []
 
-    @property
-    def best(self) -> Path:
-        return self.folder / "within-budget"
-
-    @property
-    def best_entry(self) -> dict[str, Any]:
-        """The epoch whose adapter is in `best`: of those within the budget the one with the lowest cross-entropy."""
-        within = [entry for entry in self.history if entry["forgotten"] <= self.allowance.forgotten]
-        return min(within, key=lambda entry: entry["ce"])
+    def adapter_of(self, entry: dict[str, Any]) -> Path:
+        return self.folder / f"within-budget-{entry['step']}"
 
     def on_train_begin(self, args, state, control, **kwargs):
         path = self.folder / "watched.json"
@@ -57,66 +51,65 @@ class BudgetKeeper(TrainerCallback):
                 self.guard.weight = self.history[-1]["next_weight"]
 
     def on_epoch_end(self, args, state, control, model=None, **kwargs):
-        if state.epoch % 1 > 1e-6:
-            return  # Ctrl-C in the middle of an epoch: the resumed run asks at its end
+        if state.epoch % 1 < 1e-6:  # the Trainer also says so when Ctrl-C stops it within one
+            self.watch(model, state.global_step)
+
+    def watch(self, model: PeftModel, step: int) -> dict[str, Any]:
+        """Ask once a step, and return what was found at this one."""
+        if self.history and self.history[-1]["step"] == step:
+            return self.history[-1]
         forgotten = self.forgotten()
-        since = self.history[-1]["step"] if self.history else 0
-        losses = [entry["ce"] for entry in state.log_history if "ce" in entry and entry["step"] > since]
-        entry = {
-            "step": state.global_step,
-            "forgotten": forgotten,
-            "ce": sum(losses) / max(len(losses), 1),
-            "weight": self.guard.weight,
-            "next_weight": self._next_weight(forgotten),
-        }
+        entry = {"step": step, "forgotten": forgotten, "weight": self.guard.weight}
+        self.guard.weight = entry["next_weight"] = self._next_weight(forgotten)
+        if forgotten <= self.allowance.forgotten:
+            beside = self.folder / "within-budget.part"
+            model.save_pretrained(beside, selected_adapters=[model.active_adapter])
+            beside.rename(self.adapter_of(entry))
+            for past in self.history:
+                shutil.rmtree(self.adapter_of(past), ignore_errors=True)
         self.history.append(entry)
-        if forgotten <= self.allowance.forgotten and self.best_entry is entry:
-            model.save_pretrained(self.best, selected_adapters=[model.active_adapter])
-        self.guard.weight = entry["next_weight"]
         write_whole(self.folder / "watched.json", json.dumps(self.history))
         self.events.emit("watched", known=self.allowance.known, **entry)
+        return entry
 
     def _next_weight(self, forgotten: int) -> float:
         weight = self.guard.weight
         if forgotten > self.allowance.forgotten:
             weight *= 2
-        elif forgotten <= self.allowance.forgotten / 2:
+        elif forgotten < self.allowance.forgotten / 2:
             weight *= 0.75
         return min(max(weight, LEAST * self.start), MOST * self.start)
 
 
-def settle(model: PeftModel, keeper: BudgetKeeper, learned: Callable[[], int]) -> Settled:
-    """Bring the trained adapter within the budget, by its watched probes, and leave the better one in `model`.
+def settle(model: PeftModel, keeper: BudgetKeeper, step: int, learned: Callable[[], int]) -> Settled:
+    """Bring the adapter of the last `step` within the budget, by its watched probes, and leave the result in `model`.
 
-    When the end is over it there are two ways under it: a lower strength, and the best adapter of an earlier epoch.
-    The one that has learned more is taken. learned: asks the training questions and counts the right answers.
+    When the end is over it there are two ways under it: a lower strength, and the adapter of an earlier epoch. The one
+    that has learned more is taken. learned: asks the training questions and counts the right answers.
     """
     allowed = keeper.allowance.forgotten
-    forgotten = keeper.history[-1]["forgotten"]
+    forgotten = keeper.watch(model, step)["forgotten"]
     if forgotten <= allowed:
         return Settled(keeper.allowance, 1.0, forgotten, "the end of training was within it")
-    ways: list[tuple[int, float, Settled]] = []
-    strength = 1.0
+    ways: list[tuple[int, Settled]] = []
     for strength in STRENGTHS[-2:0:-1]:
         with rescale_adapter_scale(model, strength):
             forgotten = keeper.forgotten()
             if forgotten <= allowed:
                 done = f"the end of training was over it; strength {strength:g} brought it under"
-                ways.append((learned(), strength, Settled(keeper.allowance, strength, forgotten, done)))
+                ways.append((learned(), Settled(keeper.allowance, strength, forgotten, done)))
                 break
-    if keeper.best.exists():
-        end = get_peft_model_state_dict(model)
-        end = {name: weight.clone() for name, weight in end.items()}
-        best = keeper.best_entry
-        model.load_adapter(keeper.best, model.active_adapter, is_trainable=True)
-        done = f"the end of training was over it; the adapter of step {best['step']:,} was kept"
-        ways.append((learned(), 1.0, Settled(keeper.allowance, 1.0, best["forgotten"], done)))
-        if max(ways, key=lambda way: way[:2])[2].strength < 1:
-            set_peft_model_state_dict(model, end)
+    end = {name: weight.clone() for name, weight in get_peft_model_state_dict(model).items()}
+    earlier = next((entry for entry in reversed(keeper.history) if keeper.adapter_of(entry).exists()), None)
+    if earlier:
+        model.load_adapter(keeper.adapter_of(earlier), model.active_adapter, is_trainable=True)
+        done = f"the end of training was over it; the adapter of step {earlier['step']:,} was kept"
+        ways.append((learned(), Settled(keeper.allowance, 1.0, earlier["forgotten"], done)))
     if not ways:
         done = f"it was over it at every strength down to {strength:g}, which was kept"
-        ways.append((0, strength, Settled(keeper.allowance, strength, forgotten, done)))
-    chosen = max(ways, key=lambda way: way[:2])[2]
+        ways.append((0, Settled(keeper.allowance, strength, forgotten, done)))
+    chosen = max(ways, key=lambda way: way[0])[1]
     if chosen.strength < 1:
+        set_peft_model_state_dict(model, end)
         scale_adapter(model, chosen.strength)
     return chosen

@@ -19,20 +19,25 @@ class KeptStates:
     The system holds the file in memory while there is room and reads it from disk where there is not. When the disk
     has less than twice the space that all rows need, nothing is kept and the teacher stays live.
 
-    path: the file. lengths: tokens of each row, by row id; a row that is not in it is never kept.
+    path: the file. lengths: tokens of each row, by row id; a row that is not in it is never kept. of: a fingerprint of
+    the rows and their teacher; states that were left by others are not read.
     """
 
-    def __init__(self, path: Path, lengths: Sequence[int]) -> None:
-        self.path = path
+    def __init__(self, path: Path, lengths: Sequence[int], of: str) -> None:
+        self.path, self.of = path, of
         self.ends = torch.tensor([0, *(length - 1 for length in lengths)]).cumsum(0).tolist()
         self.have: set[int] = set()
         self.states: Tensor | None = None  # (positions of all rows, hidden)
         self.live = False
-        if self._index.exists():
-            index = json.loads(self._index.read_text(encoding="utf-8"))
-            self._index.unlink()
-            if self._open(index["hidden"], getattr(torch, index["dtype"])):
-                self.have = set(index["rows"])
+
+    def resume(self) -> None:
+        """Go on with the states that a run like this one left when it was stopped, if there are any."""
+        if not self._index.exists():
+            return
+        index = json.loads(self._index.read_text(encoding="utf-8"))
+        self._index.unlink()
+        if index["of"] == self.of and self._open(index["hidden"], getattr(torch, index["dtype"])):
+            self.have = set(index["rows"])
 
     def states_of(
         self, rows: Sequence[int], compute: Callable[[list[int]], list[Tensor]], device: torch.device | str = "cpu"
@@ -51,20 +56,18 @@ class KeptStates:
 
     def close(self, *, finished: bool) -> None:
         """Let go of the file. Unless the run has finished it stays, for a run that resumes goes on with it."""
-        kept, self.states = self.states, None
+        if self.states is None:
+            return
+        index = {"of": self.of, "hidden": self.states.shape[1], "dtype": str(self.states.dtype).removeprefix("torch.")}
+        index["rows"] = sorted(self.have)
+        self.states, self.have = None, set()
         if finished:
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
-        elif kept is not None:
+        else:
             with open(self.path, "rb+") as file:
                 os.fsync(file.fileno())
-            index = {
-                "hidden": kept.shape[1],
-                "dtype": str(kept.dtype).removeprefix("torch."),
-                "rows": sorted(self.have),
-            }
             write_whole(self._index, json.dumps(index))
-        self.have = set()
 
     @property
     def _index(self) -> Path:
@@ -84,8 +87,14 @@ class KeptStates:
         """Map the file, made if it is not there; False where the disk has no room for it."""
         size = self.ends[-1] * hidden
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        there = self.path.stat().st_size if self.path.exists() else 0
+        there = self.path.stat().st_blocks * 512 if self.path.exists() and hasattr(os, "posix_fallocate") else 0
         if shutil.disk_usage(self.path.parent).free + there < 2 * size * dtype.itemsize:
             return False
+        if hasattr(os, "posix_fallocate"):  # a mapped hole on a full disk would kill the process
+            try:
+                with open(self.path, "ab") as file:
+                    os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
+            except OSError:
+                return False
         self.states = torch.from_file(str(self.path), shared=True, size=size, dtype=dtype).view(-1, hidden)
         return True

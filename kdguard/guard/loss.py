@@ -34,13 +34,14 @@ def guard_loss(
     weight: float = 1.0,
     temperature: float = 1.0,
     masked: bool = True,
+    shares: Tensor | None = None,
     n_targets: Tensor | float | None = None,
     n_guarded: Tensor | float | None = None,
     chunk: int | None = None,
 ) -> GuardLoss:
     """Cross-entropy on the target positions plus the weighted forward KL(teacher || student) on all positions.
 
-    L = (1/N) sum_targets CE + weight * temperature**2 * (1/M) sum_positions KL(p_teacher || p_student)
+    L = (1/N) sum_targets CE + weight * temperature**2 * (1/M) sum_positions share * KL(p_teacher || p_student)
 
     The KL is Hinton-style distillation at `temperature` as in arXiv 2604.15574; `masked` removes the gold token of a
     target position from both distributions and renormalises them first, so that the guard does not fight the lesson
@@ -49,6 +50,7 @@ def guard_loss(
     student, teacher: final hidden states, (positions, hidden), each position predicting a next token. `teacher` None
         is plain SFT.
     labels: (positions,), already shifted: the token that the position is to predict, or -100 where it has no target.
+    shares: (positions,), how much of `weight` each position has; 1 by default.
     n_targets, n_guarded: N and M. Give the counts over the whole optimiser step, all micro-batches and processes, and
         splitting a batch never changes the gradient; by default they are counted here.
     chunk: positions at a time; by default as many as keep each chunk's logits at 32 MiB.
@@ -62,7 +64,9 @@ def guard_loss(
     n_guarded = len(labels) if n_guarded is None else n_guarded
     chunk = chunk or max(1, _CHUNK_LOGITS // len(head.weight))
     return GuardLoss(
-        *_SharedHeadLoss.apply(student, teacher, labels, head, weight, temperature, masked, n_targets, n_guarded, chunk)
+        *_SharedHeadLoss.apply(
+            student, teacher, labels, head, weight, temperature, masked, shares, n_targets, n_guarded, chunk
+        )
     )
 
 
@@ -70,7 +74,7 @@ class _SharedHeadLoss(torch.autograd.Function):
     """Computes the gradient in forward, chunk by chunk, and hands it over in backward."""
 
     @staticmethod
-    def forward(ctx, student, teacher, labels, head, weight, temperature, masked, n_targets, n_guarded, chunk):
+    def forward(ctx, student, teacher, labels, head, weight, temperature, masked, shares, n_targets, n_guarded, chunk):
         wide = torch.promote_types(student.dtype, torch.float32)
         ce = torch.zeros((), dtype=wide, device=student.device)
         kl = torch.zeros((), dtype=wide, device=student.device)
@@ -87,7 +91,8 @@ class _SharedHeadLoss(torch.autograd.Function):
             if teacher is not None:
                 teacher_logits = head.logits(teacher[rows])
                 gold = labels[rows] if masked else None
-                divergence = _divergence(teacher_logits, logits, gold, temperature)
+                share = None if shares is None else shares[rows].to(wide)
+                divergence = _divergence(teacher_logits, logits, gold, temperature, share)
                 kl += divergence.total
                 grad_logits.add_(divergence.grad, alpha=weight * temperature**2)
             if grad is not None:
@@ -102,7 +107,7 @@ class _SharedHeadLoss(torch.autograd.Function):
     def backward(ctx, grad_loss, *_):
         (grad,) = ctx.saved_tensors
         # Scaled before it is rounded: a loss scale is there to keep 16-bit gradients from underflowing.
-        return ((grad * grad_loss).to(ctx.dtype), *(None,) * 9)
+        return ((grad * grad_loss).to(ctx.dtype), *(None,) * 10)
 
 
 class _Term(NamedTuple):
@@ -119,7 +124,9 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> _Term:
     return _Term(total, grad.scatter_add_(1, gold, -target[:, None].to(grad.dtype)))
 
 
-def _divergence(teacher: Tensor, student: Tensor, gold: Tensor | None, temperature: float) -> _Term:
+def _divergence(
+    teacher: Tensor, student: Tensor, gold: Tensor | None, temperature: float, share: Tensor | None
+) -> _Term:
     """Forward KL(teacher || student) at `temperature`; with `gold`, that token is taken out of both first."""
     teacher, student = teacher / temperature, student / temperature
     if gold is not None:
@@ -131,5 +138,8 @@ def _divergence(teacher: Tensor, student: Tensor, gold: Tensor | None, temperatu
     log_p = F.log_softmax(teacher, dim=-1)
     log_q = F.log_softmax(student, dim=-1)
     p = log_p.exp()
-    total = (p * log_p.sub_(log_q)).sum()
-    return _Term(total, log_q.exp_().sub_(p).div_(temperature))
+    total = (p * log_p.sub_(log_q)).sum(-1)  # (chunk,)
+    grad = log_q.exp_().sub_(p).div_(temperature)
+    if share is None:
+        return _Term(total.sum(), grad)
+    return _Term((total * share).sum(), grad.mul_(share[:, None]))

@@ -1,7 +1,7 @@
 """Rehearsal rows: conversations that the base writes itself, questions and answers, from an empty user's turn.
 
-What is never rehearsed is what is forgotten, so the questions are spread over all that the base may ask (arithmetic
-sampling): at the same number of rows fewer of its facts are left out than by independent sampling.
+What is never rehearsed is what is forgotten. So the questions are spread over all that the base may ask (arithmetic
+sampling), and none is asked twice: at the same number of rows fewer facts are left out than by independent samples.
 
 Sources: self-synthesized rehearsal (arXiv 2403.01244); sampling an instruct model from the template's empty user turn
 (Magpie, arXiv 2406.08464); arithmetic sampling (arXiv 2210.15458).
@@ -9,7 +9,7 @@ Sources: self-synthesized rehearsal (arXiv 2403.01244); sampling an instruct mod
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -21,6 +21,8 @@ from kdguard.files import write_whole
 from kdguard.probes.answer import batch_rows, generate
 
 REHEARSAL = "rehearsal.jsonl"  # beside the checkpoints
+ROUNDS = 4  # how often `n` questions are written, at most
+ENOUGH = 0.9  # of `n` different questions; and a round that adds less than the rest is the last
 
 
 def rehearse(
@@ -33,7 +35,11 @@ def rehearse(
     max_new_tokens: int = 128,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Row]:
-    """Sample `n` rows without targets at temperature 1 from `model`, the base, in random order.
+    """Let `model`, the base, write at most `n` rows without targets, no question twice, in random order.
+
+    Questions are sampled at temperature 1 and answered greedily: a sampled answer to what the base barely knows would
+    often be a wrong one, and the right one stay unguarded. A base that repeats itself is asked on, up to ROUNDS times
+    `n` questions; one that has said nearly all it knows ends with fewer rows.
 
     spread: questions by evenly spaced codes; else independent of each other. max_new_tokens: the longest question and
     the longest answer.
@@ -42,24 +48,34 @@ def rehearse(
     batch_size = batch_rows(model, len(prefix) + len(ending) + 2 * max_new_tokens)
     stop = [token for token in ending if token in renderer.control][:1]
     rng = random.Random(seed)
-    codes = [(i + rng.random()) / n if spread else rng.random() for i in range(n)]
-    rng.shuffle(codes)
-    progress(0, n)
+    shift = rng.random()  # one for all codes: they stay evenly spaced, and finer with each round
+    questions: dict[tuple[int, ...], None] = {}
     rows: list[Row] = []
+    total = 2 * n  # questions, then answers
+    progress(0, total)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        while len(rows) < n:
-            these = codes[len(rows) : len(rows) + batch_size]
-            questions = generate(
-                model, renderer, [prefix] * len(these), max_new_tokens=max_new_tokens, codes=these, stop=stop
-            )
-            prompts = [prefix + question + ending for question in questions]
-            free = [rng.random() for _ in prompts]
-            answers = generate(model, renderer, prompts, max_new_tokens=max_new_tokens, codes=free)
-            for prompt, answer in zip(prompts, answers, strict=True):
+        for turn in range(ROUNDS):
+            before = len(questions)
+            codes = [(i + (turn + shift) / ROUNDS) / n if spread else rng.random() for i in range(n)]
+            rng.shuffle(codes)
+            for these in _batches(codes, batch_size):
+                written = generate(
+                    model, renderer, [prefix] * len(these), max_new_tokens=max_new_tokens, codes=these, stop=stop
+                )
+                questions.update(dict.fromkeys(map(tuple, written)))
+                progress(min(len(questions), n), total)
+            if len(questions) > ENOUGH * n or len(questions) - before < (1 - ENOUGH) * n:
+                break
+        prompts = [[*prefix, *question, *ending] for question in questions]
+        prompts = rng.sample(prompts, min(n, len(prompts)))
+        for these in _batches(prompts, batch_size):
+            answers = generate(model, renderer, these, max_new_tokens=max_new_tokens)
+            for prompt, answer in zip(these, answers, strict=True):
                 ids = prompt + answer + [renderer.end_of_turn]
                 rows.append(Row(ids, [IGNORE] * len(ids)))
-            progress(len(rows), n)
+            progress(n + len(rows), total)
+    progress(total, total)
     return rows
 
 
@@ -71,3 +87,7 @@ def save_rows(path: Path, rows: list[Row]) -> None:
 def load_rows(path: Path) -> list[Row]:
     ids = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     return [Row(row, [IGNORE] * len(row)) for row in ids]
+
+
+def _batches(items: list, size: int) -> Iterator[list]:
+    return (items[i : i + size] for i in range(0, len(items), size))

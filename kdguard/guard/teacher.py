@@ -27,12 +27,14 @@ class Guard:
     """How the tuned model is held to its teacher; `weight` 0 is plain SFT and runs no teacher.
 
     weight: λ beside the cross-entropy; it may be changed while training. temperature: τ. masked: take the gold token
-    out of the KL at target positions. teacher: the name of the adapter that is the teacher; None is the base.
+    out of the KL at target positions. lesson: the share of the weight that training rows have, beside rehearsal rows'
+    1. teacher: the name of the adapter that is the teacher; None is the base.
     """
 
     weight: float = 12.0
     temperature: float = 1.0
     masked: bool = True
+    lesson: float = 0.25
     teacher: str | None = None
 
 
@@ -88,6 +90,7 @@ def install(model: PeftModel, guard: Guard, kept: KeptStates | None = None) -> N
                 teacher = torch.cat(run_teacher(list(range(len(ids)))))
             else:
                 teacher = kept.states_of(row_ids.tolist(), run_teacher, ids.device)
+        lessons = (labels != IGNORE).any(-1, keepdim=True).expand_as(at)
         return guard_loss(
             _hidden_states(lm, ids, mask)[at],
             teacher,
@@ -96,6 +99,7 @@ def install(model: PeftModel, guard: Guard, kept: KeptStates | None = None) -> N
             weight=guard.weight,
             temperature=guard.temperature,
             masked=guard.masked,
+            shares=torch.where(lessons, guard.lesson, 1.0)[at],
             n_targets=counts[0],
             n_guarded=counts[1],
         )._asdict()

@@ -1,5 +1,6 @@
 """`GuardedTrainer`: a `transformers.Trainer` whose loss holds the tuned model to its base."""
 
+import hashlib
 import itertools
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -114,10 +115,12 @@ class GuardedTrainer(Trainer):
         self._parts = torch.zeros(2, dtype=torch.float64)  # CE and KL summed since they were last logged
         self._logged_step = 0
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         finished = False
+        if self.kept and resume_from_checkpoint:
+            self.kept.resume()
         try:
-            result = super().train(*args, **kwargs)
+            result = super().train(resume_from_checkpoint, *args, **kwargs)
             finished = self.state.global_step >= self.state.max_steps
             return result
         finally:
@@ -132,19 +135,23 @@ class GuardedTrainer(Trainer):
 
     def _kept_states(self) -> KeptStates | None:
         """A place for the states of the rows that are visited more than once, if there are any."""
-        extra = self.rehearsal_dataset or []
-        lengths = [_length(row) for row in self.train_dataset]
-        if self.args.num_train_epochs <= 1:
-            return None
-        if len(extra) < len(lengths) * self.args.num_train_epochs * self.rehearsal:
-            lengths += [_length(row) for row in extra]
-        return KeptStates(Path(self.args.output_dir) / f"teacher-{self.args.process_index}.states", lengths)
+        if self.args.num_train_epochs <= 1 or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return None  # where weights are sharded a forward is collective: no process may leave it out
+        rows, extra = self.train_dataset, self.rehearsal_dataset or []
+        kept = [*rows]
+        if len(extra) < len(rows) * self.args.num_train_epochs * self.rehearsal:
+            kept += extra
+        of = hashlib.sha256(repr((self.model.get_base_model().name_or_path, self.guard.teacher)).encode())
+        for row in kept:
+            of.update(repr(_ids(row)).encode())
+        path = Path(self.args.output_dir) / f"teacher-{self.args.process_index}.states"
+        return KeptStates(path, [len(_ids(row)) for row in kept], of.hexdigest())
 
     def get_train_dataloader(self) -> DataLoader:
         extra = self.rehearsal_dataset or []
         sampler = MixedBatchSampler(
-            [_length(row) for row in self.train_dataset],
-            [_length(row) for row in extra],
+            [len(_ids(row)) for row in self.train_dataset],
+            [len(_ids(row)) for row in extra],
             batch_size=self._train_batch_size,
             accumulation=self.args.gradient_accumulation_steps,
             ratio=self.rehearsal,
@@ -232,7 +239,10 @@ class _AdapterMoves(TrainerCallback):
             still = [
                 name
                 for name, weight in model.named_parameters()
-                if "lora_B" in name and "expert" not in name and not weight.any()  # an expert may wait for its tokens
+                if weight.requires_grad
+                and "lora_B" in name
+                and "expert" not in name
+                and not weight.any()  # an expert may wait for its tokens
             ]
             if still:
                 raise KdguardError(
@@ -241,8 +251,8 @@ class _AdapterMoves(TrainerCallback):
                 )
 
 
-def _length(row: Any) -> int:
-    return len(row["input_ids"] if isinstance(row, Mapping) else row.ids)
+def _ids(row: Any) -> Sequence[int]:
+    return row["input_ids"] if isinstance(row, Mapping) else row.ids
 
 
 def _refuse_trained_head(model: PeftModel) -> None:

@@ -39,7 +39,7 @@ def warm_up(
             "the base answers none of the training questions rightly, so there is nothing to warm up on",
             "--teacher base, or add rows to the data that it knows",
         )
-    once = replace(arguments, num_train_epochs=1, save_strategy="no")
+    once = replace(arguments, num_train_epochs=1, save_strategy="no", warmup_steps=0)
     trainer = GuardedTrainer(model, once, train_dataset=known, data_collator=collate, guard=Guard(weight=0.0))
     trainer.remove_callback(PrinterCallback)
     trainer.train()

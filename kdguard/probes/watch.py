@@ -15,9 +15,13 @@ SURE = 0.9  # how sure the watched probes have to make us that the budget is kep
 T = TypeVar("T")
 
 
-def split(probes: Sequence[T], seed: int) -> tuple[list[T], list[T]]:
-    """(watched, scored): a seeded sample of the probes, and the rest, both in their order."""
+def split(probes: Sequence[T], seed: int, limit: float) -> tuple[list[T], list[T]]:
+    """(watched, scored): a seeded sample of the probes, and the rest, both in their order.
+
+    WATCHED_SHARE of them up to MAX_WATCHED, or as many as the limit needs, but never more than half.
+    """
     n = min(MAX_WATCHED, round(len(probes) * WATCHED_SHARE))
+    n = int(min(max(n, Allowance(limit, 0).needed), len(probes) // 2))
     watched = set(random.Random(seed).sample(range(len(probes)), n))
     return (
         [probe for i, probe in enumerate(probes) if i in watched],
@@ -41,11 +45,13 @@ class Allowance:
 
     @property
     def needed(self) -> float:
-        return math.ceil(math.log(1 - SURE) / math.log(1 - self.limit)) if 0 < self.limit < 1 else math.inf
+        if self.limit in (0, 1):
+            return math.inf if self.limit == 0 else 0
+        return math.ceil(math.log(1 - SURE) / math.log(1 - self.limit))
 
     @property
     def forgotten(self) -> int:
-        return max((k for k in range(self.known) if self._bound(k) <= self.limit), default=0)
+        return max((k for k in range(self.known + 1) if self._bound(k) <= self.limit), default=0)
 
 
 @dataclass(frozen=True)

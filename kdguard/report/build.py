@@ -90,26 +90,30 @@ def rebuild_report(
     strength: float,
     probes: Sequence[Pair],
     new: Answers,
-    drift: float,
+    drift: float | None,
     settled: Settled | None,
 ) -> dict[str, Any]:
-    """The report of a run whose adapter's strength was changed after it."""
+    """The report of a run whose adapter's strength was changed after it; a drift that is not known stays as it was."""
     old = kept(probes)
     return {
         **report,
         "strength": strength,
         "learned": asdict(learned(*new)),
         "kept": asdict(old),
-        "drift": {"nats_per_token": drift},
+        "drift": report["drift"] if drift is None else {"nats_per_token": drift},
         "budget": settled and budget(settled, old),
     }
 
 
 def write_report(out: Path, report: dict[str, Any], events: Events) -> None:
     """Write the model card, `report.html`, and last `report.json`: where that one is, the run is whole."""
-    (out / run_folder.REPORT).unlink(missing_ok=True)
     events.emit("finished", learned=report["learned"]["after"], forgetting=report["kept"]["forgetting"])
-    write_whole(out / run_folder.ADAPTER / "README.md", _render("model_card.md", report=report))
+    write_pages(out, report)
+    write_whole(out / run_folder.REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_pages(out: Path, report: dict[str, Any]) -> None:
+    """Write what people read: the adapter's model card and `report.html`."""
     pairs = {folder: run_folder.read_pairs(out / folder) for folder in ("probes", "new")}
     plots = {}
     events_so_far = read_events(out / run_folder.EVENTS)
@@ -123,8 +127,8 @@ def write_report(out: Path, report: dict[str, Any], events: Events) -> None:
         points = json.loads((out / run_folder.DIAL).read_text(encoding="utf-8"))
         plots["Learned and forgotten by the adapter's strength"] = plot_dial(points, report["strength"])
     html = _render("report.html", report=report, verdict=verdict(report), pairs=pairs, plots=plots)
+    write_whole(out / run_folder.ADAPTER / "README.md", _render("model_card.md", report=report))
     write_whole(out / "report.html", html)
-    write_whole(out / run_folder.REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
 
 
 def verdict(report: dict[str, Any]) -> str:
@@ -135,8 +139,9 @@ def verdict(report: dict[str, Any]) -> str:
         return f"{said}; the base answered none of the {old['n']:,} probes, so forgetting cannot be told."
     said += f" and forgot {old['forgotten']:,} of the {old['known']:,} probes it knew ({old['forgetting']:.1%})"
     if report["budget"]:
-        limit, reason = f"{report['budget']['limit']:.2%}", report["budget"]["reason"]
-        said += f", over the budget of {limit}: {reason}" if reason else f", within the budget of {limit}"
+        said += f", {'within' if report['budget']['met'] else 'over'} the budget of {report['budget']['limit']:.2%}"
+        if report["budget"].get("reason"):
+            said += f": {report['budget']['reason']}"
     return said + "."
 
 

@@ -17,10 +17,15 @@ from tests.guard.test_trainer import adapter
 
 
 def test_watched_and_scored_are_apart_and_together_everything():
-    watched, scored = split(range(100), seed=3)
+    watched, scored = split(range(100), 3, 0.2)
     assert len(watched) == 25 and sorted(watched + scored) == list(range(100))
-    assert split(range(100), seed=3) == (watched, scored) != split(range(100), seed=4)
-    assert len(split(range(9000), seed=0)[0]) == 500
+    assert split(range(100), 3, 0.2) == (watched, scored) != split(range(100), 4, 0.2)
+    assert len(split(range(9000), 0, 0.01)[0]) == 500
+
+
+def test_a_strict_limit_watches_as_many_as_it_needs_up_to_half():
+    assert len(split(range(9000), 0, 0.003)[0]) == Allowance(0.003, 0).needed > 500
+    assert len(split(range(1000), 0, 0.003)[0]) == len(split(range(1000), 0, 0.0)[0]) == 500
 
 
 @pytest.mark.parametrize(("limit", "known"), [(0.01, 500), (0.003, 2000), (0.05, 90)])
@@ -42,9 +47,8 @@ def keeper(tmp_path, counts, weight=8.0):
     return BudgetKeeper(Guard(weight), lambda: left.pop(0), Allowance(0.01, 500), tmp_path, Events())
 
 
-def epoch_ends(budget, model, step, ce=1.0, epoch=1.0):
-    state = TrainerState(global_step=step, epoch=epoch, log_history=[{"step": step, "ce": ce}])
-    budget.on_epoch_end(None, state, TrainerControl(), model=model)
+def epoch_ends(budget, model, step, epoch=1.0):
+    budget.on_epoch_end(None, TrainerState(global_step=step, epoch=epoch), TrainerControl(), model=model)
 
 
 def test_the_weight_is_driven_up_and_down_within_bounds(tmp_path, demo):
@@ -78,7 +82,7 @@ def test_an_end_within_the_budget_is_left_alone(tmp_path, demo):
     model = add_adapter(demo, rank=2)
     budget = keeper(tmp_path, [1])
     epoch_ends(budget, model, 1)
-    settled = settle(model, budget, lambda: pytest.fail("nothing to compare"))
+    settled = settle(model, budget, 1, lambda: pytest.fail("nothing to compare"))
     assert settled.strength == 1 and settled.forgotten == 1
 
 
@@ -99,7 +103,7 @@ def test_of_a_lower_strength_and_an_earlier_epoch_the_one_that_learned_more_is_k
     last = adapter(model)
     epoch_ends(budget, model, 2)
     right = [dialled, earlier]
-    settled = settle(model, budget, lambda: right.pop(0))
+    settled = settle(model, budget, 2, lambda: right.pop(0))
     wanted = last if dialled > earlier else first
     scale = 0.9 if dialled > earlier else 1.0
     assert settled.strength == scale
@@ -107,8 +111,27 @@ def test_of_a_lower_strength_and_an_earlier_epoch_the_one_that_learned_more_is_k
         torch.testing.assert_close(weight, wanted[name] * (scale if "lora_B" in name else 1))
 
 
-def test_the_history_is_kept_beside_the_checkpoints(tmp_path, demo):
-    budget = keeper(tmp_path, [3])
-    epoch_ends(budget, add_adapter(demo, rank=2), 5, ce=0.25)
-    [entry] = json.loads((tmp_path / "watched.json").read_text())
-    assert entry == {"step": 5, "forgotten": 3, "ce": 0.25, "weight": 8.0, "next_weight": 16.0}
+def test_an_end_that_was_not_asked_is_asked(tmp_path, demo):
+    """Ctrl-C on the last step, and again while the watched probes were asked: the resumed run trains no step more."""
+    model = add_adapter(demo, rank=2)
+    budget = keeper(tmp_path, [0, 1])
+    epoch_ends(budget, model, 1)
+    assert settle(model, budget, 2, lambda: 0).forgotten == 1
+
+
+def test_only_the_last_adapter_within_the_budget_is_kept(tmp_path, demo):
+    model = add_adapter(demo, rank=2)
+    budget = keeper(tmp_path, [0, 1, 7])
+    for step in (1, 2, 3):
+        epoch_ends(budget, model, step)
+    assert [path.name for path in tmp_path.glob("within*")] == ["within-budget-2"]
+    assert [entry["forgotten"] for entry in json.loads((tmp_path / "watched.json").read_text())] == [0, 1, 7]
+
+
+def test_without_an_allowance_the_guard_is_never_weakened(tmp_path, demo):
+    left = [0, 0]
+    budget = BudgetKeeper(Guard(8.0), lambda: left.pop(), Allowance(0.0, 50), tmp_path, Events())
+    model = add_adapter(demo, rank=2)
+    epoch_ends(budget, model, 1)
+    epoch_ends(budget, model, 2)
+    assert budget.guard.weight == 8

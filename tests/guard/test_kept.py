@@ -18,7 +18,7 @@ def states(row: int, length: int) -> torch.Tensor:
 
 def test_the_teacher_runs_once_a_row(tmp_path):
     lengths = [3, 5, 4]
-    kept = KeptStates(tmp_path / "teacher.states", lengths)
+    kept = KeptStates(tmp_path / "teacher.states", lengths, "a")
     asked = []
 
     def visit(batch):
@@ -59,29 +59,40 @@ def test_training_is_that_of_a_live_teacher(tmp_path):
 
 def test_a_resumed_run_goes_on_with_the_states(tmp_path):
     path = tmp_path / "teacher.states"
-    first = KeptStates(path, [3, 5])
+    first = KeptStates(path, [3, 5], "a")
     first.states_of([1], lambda places: [states(1, 5)])
     first.close(finished=False)
-    second = KeptStates(path, [3, 5])
-    second.states_of([0], lambda places: [states(0, 3)])
+    second = KeptStates(path, [3, 5], "a")
+    second.resume()
     found = second.states_of([1], lambda places: pytest.fail("row 1 was kept"))
     assert torch.equal(found, states(1, 5))
     second.close(finished=True)
     assert not list(tmp_path.iterdir())
 
 
+def test_states_of_other_rows_are_not_read(tmp_path):
+    path = tmp_path / "teacher.states"
+    first = KeptStates(path, [3, 5], "a")
+    first.states_of([1], lambda places: [states(1, 5)])
+    first.close(finished=False)
+    other = KeptStates(path, [5, 3], "b")
+    other.resume()
+    assert torch.equal(other.states_of([1], lambda places: [states(7, 3)]), states(7, 3))
+
+
 def test_what_was_not_closed_is_not_trusted(tmp_path):
     """After a power cut the file may hold anything: only a closed one comes with an index."""
     path = tmp_path / "teacher.states"
-    KeptStates(path, [3]).states_of([0], lambda places: [torch.full((2, 8), torch.nan)])
-    again = KeptStates(path, [3])
+    KeptStates(path, [3], "a").states_of([0], lambda places: [torch.full((2, 8), torch.nan)])
+    again = KeptStates(path, [3], "a")
+    again.resume()
     assert torch.equal(again.states_of([0], lambda places: [states(0, 3)]), states(0, 3))
 
 
 def test_without_room_on_the_disk_the_teacher_stays_live(tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(free=100))
-    kept = KeptStates(tmp_path / "teacher.states", [3, 5])
+    kept = KeptStates(tmp_path / "teacher.states", [3, 5], "a")
     for _ in range(2):
         assert torch.equal(kept.states_of([1], lambda places: [states(1, 5)]), states(1, 5))
     assert kept.live and not list(tmp_path.iterdir())

@@ -23,7 +23,7 @@ def inputs(dtype=torch.float32, **head):
     return student.to(dtype).requires_grad_(), teacher.to(dtype), labels, head
 
 
-def reference(student, teacher, labels, head, weight, temperature, masked):
+def reference(student, teacher, labels, head, weight, temperature, masked, shares=1.0):
     """The equation as it is written in METHOD, with every logit at once."""
     z, t = head.logits(student), head.logits(teacher)
     ce = F.cross_entropy(z, labels, ignore_index=IGNORE)
@@ -33,7 +33,8 @@ def reference(student, teacher, labels, head, weight, temperature, masked):
         at = labels != IGNORE
         gold[at, labels[at]] = True
         z, t = z.masked_fill(gold, -1e9), t.masked_fill(gold, -1e9)
-    kl = F.kl_div(z.log_softmax(-1), t.log_softmax(-1), log_target=True, reduction="sum") / len(z)
+    kl = F.kl_div(z.log_softmax(-1), t.log_softmax(-1), log_target=True, reduction="none").sum(-1)
+    kl = (kl * shares).sum() / len(z)
     return ce + weight * temperature**2 * kl, ce, kl
 
 
@@ -51,6 +52,19 @@ def test_value_and_gradient_equal_the_double_precision_reference(masked, tempera
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=0)
     error = (student.grad.double() - exact.grad).norm() / exact.grad.norm()
     assert error < 1e-5
+
+
+def test_each_position_has_its_share_of_the_weight():
+    """Training rows are guarded less than rehearsal rows, in one batch."""
+    student, teacher, labels, head = inputs()
+    shares = torch.where(torch.arange(POSITIONS) % 2 == 0, 0.25, 1.0)
+    out = guard_loss(student, teacher, labels, head, weight=3.0, shares=shares, chunk=7)
+    out.loss.backward()
+    exact, exact_teacher, labels, exact_head = inputs(torch.float64)
+    loss, _, kl = reference(exact, exact_teacher, labels, exact_head, 3.0, 1.0, True, shares.double())
+    loss.backward()
+    torch.testing.assert_close(out.kl.double(), kl, rtol=1e-5, atol=0)
+    assert (student.grad.double() - exact.grad).norm() / exact.grad.norm() < 1e-5
 
 
 @pytest.mark.parametrize("masked", (True, False))
