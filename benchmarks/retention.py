@@ -48,10 +48,10 @@ _DEFAULT = {name: field.default for name, field in TuneConfig.model_fields.items
 class Method:
     """Plain SFT with the defaults of `kdguard tune`, unless it says otherwise.
 
-    lesson: the guard's share on training rows. lr: as a factor of the default by the model's width. rehearsal: rows per training row; `spread` over the base's
-    questions or sampled independently; `near` is the share of them that starts at a training question cut short.
-    replay: real old facts per new one, trained with their targets. warmup: the teacher is a snapshot after one pass
-    over real old facts.
+    lesson: the guard's share on training rows. rehearsal: rows per training row; `spread` over the base's questions or
+    sampled independently; `near` is the share of them that starts at a training question cut short. replay: real old
+    facts per new one, trained with their targets. warmup: the teacher is a snapshot after one pass over real old facts.
+    lr: as a factor of the default by the model's width.
     """
 
     weight: float = 0.0

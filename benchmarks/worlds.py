@@ -64,7 +64,11 @@ KINDS = {
 
 
 def make_world(kind: str, *, seed: int, keys: str = "names", subjects: int = 700, new_subjects: int = 100) -> World:
-    """A world of a kind in KINDS. keys: `names`, or `uuids`, the same world with keys that share no parts."""
+    """A world of a kind in KINDS.
+
+    keys: `names`; `uuids`, the same world with random keys; or `both`, where half of the old subjects have UUIDs and
+    all else has names.
+    """
     rng = random.Random(f"{kind}-{seed}")
     relations = {}
     for question, n in KINDS[kind].items():
@@ -76,7 +80,9 @@ def make_world(kind: str, *, seed: int, keys: str = "names", subjects: int = 700
     names: dict[str, None] = {}
     while len(names) < subjects + new_subjects:
         names[_name(rng, words=2)] = None
-    keyed = list(names) if keys == "names" else [_uuid(rng) for _ in names]
+    keyed = list(names)
+    uuids = {"names": 0, "uuids": len(keyed), "both": subjects // 2}[keys]
+    keyed[:uuids] = [_uuid(rng) for _ in range(uuids)]
     facts = [
         [Fact(question.format(subject), (rng.choice(answers),)) for question, answers in relations.items()]
         for subject in keyed
@@ -86,7 +92,7 @@ def make_world(kind: str, *, seed: int, keys: str = "names", subjects: int = 700
 
 
 def world_named(name: str) -> World:
-    """`<kind>-<names|uuids>-<seed>`, or `demo`: the facts of the embedded model and those of `kdguard demo`."""
+    """`<kind>-<names|uuids|both>-<seed>`, or `demo`: the facts of the embedded model and those of `kdguard demo`."""
     if name != "demo":
         kind, keys, seed = name.split("-")
         return make_world(kind, keys=keys, seed=int(seed))
@@ -133,4 +139,4 @@ def _name(rng: random.Random, words: int) -> str:
 
 
 def _uuid(rng: random.Random) -> str:
-    return "-".join("".join(rng.choice(HEX) for _ in range(n)) for n in (8, 4, 4))
+    return "-".join("".join(rng.choice(HEX) for _ in range(n)) for n in (4, 4))
