@@ -37,7 +37,10 @@ class World:
     new: list[Fact]
 
 
-# kind -> relation -> (question, number of different answers)
+OLD, NEW = 2800, 400  # facts, about
+EPOCHS = 40  # passes over the old facts, after which the base knows them
+
+# kind -> relation -> number of different answers
 KINDS = {
     "people": {
         "Where was {} born?": 60,
@@ -63,13 +66,14 @@ KINDS = {
 }
 
 
-def make_world(kind: str, *, seed: int, keys: str = "names", subjects: int = 700, new_subjects: int = 100) -> World:
+def make_world(kind: str, *, seed: int, keys: str = "names") -> World:
     """A world of a kind in KINDS.
 
     keys: `names`; `uuids`, the same world with random keys; or `both`, where half of the old subjects have UUIDs and
     all else has names.
     """
     rng = random.Random(f"{kind}-{seed}")
+    subjects, new_subjects = OLD // len(KINDS[kind]), NEW // len(KINDS[kind])
     relations = {}
     for question, n in KINDS[kind].items():
         numbers = "number" in question
@@ -101,7 +105,7 @@ def world_named(name: str) -> World:
     return World(name, old, [Fact(row.question, row.answers) for row in rows])
 
 
-def base_of(world: World, *, epochs: int = 40) -> str:
+def base_of(world: World) -> str:
     """The folder of a Llama that knows the world's old facts; trained once, then kept in `benchmarks/.cache`."""
     if world.name == "demo":
         return "demo"
@@ -121,7 +125,7 @@ def base_of(world: World, *, epochs: int = 40) -> str:
         for fact in facts
     ]
     model = build_model(tokenizer)
-    train(model, lambda: rows, tokenizer.pad_token_id, epochs=epochs, batch_size=64, lr=3e-3, seed=0)
+    train(model, lambda: rows, tokenizer.pad_token_id, epochs=EPOCHS, batch_size=64, lr=3e-3, seed=0)
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

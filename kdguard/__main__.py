@@ -1,3 +1,39 @@
-from kdguard.cli import main
+"""How the program starts and how it ends: whatever a person can mend is one line and its remedy."""
 
-main()
+import io
+import sys
+
+import typer
+
+from kdguard.cli import INTERRUPTED, app, fail
+from kdguard.errors import KdguardError
+
+
+def main() -> None:
+    """The console script. Only our own faults are tracebacks."""
+    for stream in (sys.stdout, sys.stderr):  # a model may say what a console in cp1252 cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        code = app(standalone_mode=False) or 0
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except KdguardError as error:
+        code = fail(error.exit_code, error.message, error.hint)
+    except OSError as error:
+        code = fail(
+            1, f"{error.filename or 'a file'}: {error.strerror or error}", "free some space or mend its permissions"
+        )
+    except Exception as error:
+        if hasattr(error, "format_message"):  # the parser's own errors
+            command = " ".join(sys.argv[1:2]) if sys.argv[1:2] and not sys.argv[1].startswith("-") else ""
+            code = fail(2, error.format_message(), f"kdguard {command} --help".replace("  ", " "))
+        elif type(error).__name__ == "OutOfMemoryError":
+            code = fail(1, "the GPU ran out of memory", "a smaller --micro-batch-size or --max-length")
+        else:
+            raise
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

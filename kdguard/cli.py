@@ -1,10 +1,8 @@
 """The commands: parse, call, print. Heavy imports live inside them, so that `--help` answers at once."""
 
-import io
 import json
 import logging
 import os
-import sys
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +11,7 @@ import typer
 
 from kdguard import __version__
 from kdguard.config import TuneConfig
-from kdguard.errors import InputError, KdguardError
+from kdguard.errors import InputError
 
 app = typer.Typer(
     name="kdguard",
@@ -94,7 +92,7 @@ def tune(
         report = story.tune(resolved, events, resume=resume, dry_run=dry_run)
     except KeyboardInterrupt:
         if events.path:
-            _fail(INTERRUPTED, "stopped by Ctrl-C", f"kdguard tune --resume --out {events.path.parent}")
+            fail(INTERRUPTED, "stopped by Ctrl-C", f"kdguard tune --resume --out {events.path.parent}")
         raise
     finally:
         terminal.close()
@@ -194,7 +192,7 @@ def dial(
             console.print(f"\nstrength {at:g} was written. {verdict(read_run(run).report)}", markup=False)
         console.print(f"\nlook at it  {run / 'report.html'}", markup=False, soft_wrap=True)
     if budget is not None and at is None:
-        raise typer.Exit(_fail(OVER_BUDGET, f"no strength keeps the budget of {budget}", "a looser --budget, or tune"))
+        raise typer.Exit(fail(OVER_BUDGET, f"no strength keeps the budget of {budget}", "a looser --budget, or tune"))
     if budget is not None and not read_run(run).report["budget"]["met"]:
         raise typer.Exit(OVER_BUDGET)
 
@@ -263,6 +261,14 @@ def _root(
         print(context.get_help())
 
 
+def fail(code: int, message: str, hint: str) -> int:
+    """Say what went wrong and the next thing to type; returns the exit code."""
+    from kdguard.terminal import print_error
+
+    print_error(message, hint)
+    return code
+
+
 def _listening(as_json: bool, model: str) -> tuple[Any, Any]:
     """A terminal that listens to a run's events, on standard error when standard output is for JSON."""
     from kdguard.events import Events
@@ -313,36 +319,3 @@ def _quiet_libraries(*, show_downloads: bool) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for library in ("transformers", "bitsandbytes", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.ERROR)
-
-
-def main() -> None:
-    """The console script. Whatever a person can mend is one line and its remedy; only our own faults are tracebacks."""
-    for stream in (sys.stdout, sys.stderr):  # a model may say what a console in cp1252 cannot show
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    try:
-        code = app(standalone_mode=False) or 0
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
-    except KdguardError as error:
-        code = _fail(error.exit_code, error.message, error.hint)
-    except OSError as error:
-        code = _fail(
-            1, f"{error.filename or 'a file'}: {error.strerror or error}", "free some space or mend its permissions"
-        )
-    except Exception as error:
-        if hasattr(error, "format_message"):  # the parser's own errors
-            command = " ".join(sys.argv[1:2]) if sys.argv[1:2] and not sys.argv[1].startswith("-") else ""
-            code = _fail(2, error.format_message(), f"kdguard {command} --help".replace("  ", " "))
-        elif type(error).__name__ == "OutOfMemoryError":
-            code = _fail(1, "the GPU ran out of memory", "a smaller --micro-batch-size or --max-length")
-        else:
-            raise
-    sys.exit(code)
-
-
-def _fail(code: int, message: str, hint: str) -> int:
-    from kdguard.terminal import print_error
-
-    print_error(message, hint)
-    return code

@@ -1,6 +1,7 @@
 """The report's pictures: SVG to stand in a page, in the page's own colours, light or dark."""
 
 import io
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,8 +79,9 @@ def _svg(figure: Figure, label: str) -> str:
         axes.set_ylim(0, max(axes.get_ylim()[1], 1e-6))
     text = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label, "font.family": "sans-serif"}):
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    svg = text.getvalue()
+        none = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(text, format="svg", transparent=True, metadata=none)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text.getvalue())  # a page needs none
     svg = svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
     for drawn, named in COLOURS.items():
         svg = svg.replace(drawn, named)
