@@ -18,6 +18,7 @@ from kdguard.files import shipped
 CACHE = Path(__file__).parent / ".cache"
 VOCABULARY = 1024
 HEX = "0123456789abcdef"
+PARTS = 40  # first names, and last names, of a world whose keys share them
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class World:
 
 
 OLD, NEW = 2800, 400  # facts, about
-EPOCHS = 40  # passes over the old facts, after which the base knows them
+EPOCHS = {"names": 40, "shared": 40, "uuids": 70}  # passes over the old facts, after which the base knows them
 
 # kind -> relation -> number of different answers
 KINDS = {
@@ -69,8 +70,8 @@ KINDS = {
 def make_world(kind: str, *, seed: int, keys: str = "names") -> World:
     """A world of a kind in KINDS.
 
-    keys: `names`; `uuids`, the same world with random keys; or `both`, where half of the old subjects have UUIDs and
-    all else has names.
+    keys: `names` of two words made of the same syllables; `shared`, a first and a last name that many others bear too;
+    `uuids`, which share nothing.
     """
     rng = random.Random(f"{kind}-{seed}")
     subjects, new_subjects = OLD // len(KINDS[kind]), NEW // len(KINDS[kind])
@@ -81,22 +82,17 @@ def make_world(kind: str, *, seed: int, keys: str = "names") -> World:
             str(rng.randrange(1000, 10000)) if numbers else _name(rng, words=rng.choice((1, 1, 2))) for _ in range(n)
         ]
         relations[question] = answers
-    names: dict[str, None] = {}
-    while len(names) < subjects + new_subjects:
-        names[_name(rng, words=2)] = None
-    keyed = list(names)
-    uuids = {"names": 0, "uuids": len(keyed), "both": subjects // 2}[keys]
-    keyed[:uuids] = [_uuid(rng) for _ in range(uuids)]
+    subject_names = _keys(rng, keys, subjects + new_subjects)
     facts = [
         [Fact(question.format(subject), (rng.choice(answers),)) for question, answers in relations.items()]
-        for subject in keyed
+        for subject in subject_names
     ]
     old, new = facts[:subjects], facts[subjects:]
     return World(f"{kind}-{keys}-{seed}", [f for rows in old for f in rows], [f for rows in new for f in rows])
 
 
 def world_named(name: str) -> World:
-    """`<kind>-<names|uuids|both>-<seed>`, or `demo`: the facts of the embedded model and those of `kdguard demo`."""
+    """`<kind>-<names|shared|uuids>-<seed>`, or `demo`: the facts of the embedded model and those of `kdguard demo`."""
     if name != "demo":
         kind, keys, seed = name.split("-")
         return make_world(kind, keys=keys, seed=int(seed))
@@ -125,10 +121,29 @@ def base_of(world: World) -> str:
         for fact in facts
     ]
     model = build_model(tokenizer)
-    train(model, lambda: rows, tokenizer.pad_token_id, epochs=EPOCHS, batch_size=64, lr=3e-3, seed=0)
+    train(
+        model,
+        lambda: rows,
+        tokenizer.pad_token_id,
+        epochs=EPOCHS[world.name.split("-")[1]],
+        batch_size=64,
+        lr=3e-3,
+        seed=0,
+    )
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def _keys(rng: random.Random, kind: str, n: int) -> list[str]:
+    if kind == "shared":
+        first, last = ([_name(rng, words=1) for _ in range(PARTS)] for _ in range(2))
+        return rng.sample([f"{a} {b}" for a in first for b in last], n)
+    make = {"names": lambda: _name(rng, words=2), "uuids": lambda: _uuid(rng)}[kind]
+    found: dict[str, None] = {}
+    while len(found) < n:
+        found[make()] = None
+    return list(found)
 
 
 def _name(rng: random.Random, words: int) -> str:
