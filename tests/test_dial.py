@@ -96,7 +96,9 @@ def test_the_written_strength_is_that_of_the_scale_and_alpha_stays_whole(run):
     """Exporters need a whole lora_alpha, so the strength goes into B."""
 
     def loaded() -> PeftModel:
-        return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(MODEL), run / "adapter").eval()
+        return PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32), run / "adapter"
+        ).eval()
 
     ids = torch.arange(300, 320)[None]
     with torch.no_grad(), rescale_adapter_scale(whole := loaded(), 0.35):

@@ -79,7 +79,7 @@ def test_the_report_is_the_contract(finished):
     assert old["kept"] + old["forgotten"] == old["known"]
     assert old["forgetting"] == pytest.approx(old["forgotten"] / old["known"])
     assert 0 <= report["learned"]["after"] <= 1
-    assert report["cost"]["steps"] == 4
+    assert report["cost"]["steps"] == 6
     assert report["drift"]["nats_per_token"] > 0
 
 
@@ -92,7 +92,7 @@ def test_the_run_folder_is_the_contract(finished):
         rows = [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
         assert all(set(row) == fields for row in rows)
     kinds = [event["event"] for event in read_events(out / "events.jsonl")]
-    assert kinds.count("loss") == 4 and kinds.count("answers") == 4 and kinds[-1] == "finished"
+    assert kinds.count("loss") == 6 and kinds.count("answers") == 4 and kinds[-1] == "finished"
     assert yaml.safe_load((out / "config.yaml").read_text())["epochs"] == 2
 
 
@@ -120,12 +120,36 @@ def test_compare_and_probe_read_the_run(finished):
     assert [row["answer"] for row in json.loads(probed.stdout)] == [answer.answer for answer in after]
 
 
-def test_over_the_budget_is_exit_3(data, tmp_path):
-    flags = ("--no-guard", "--epochs", 4, "--budget", "0.1%", "--out", tmp_path / "run", "--json")
+def test_a_budget_that_cannot_be_told_is_exit_3_with_the_reason(data, tmp_path):
+    pack = tmp_path / "unknown.jsonl"
+    probes = [{"id": str(i), "category": "c", "question": f"Who is Mr {i}?", "answers": ["nobody"]} for i in range(8)]
+    pack.write_text("".join(json.dumps(probe) + "\n" for probe in probes))
+    flags = ("--no-guard", "--epochs", 1, "--budget", "1%", "--probes", pack, "--out", tmp_path / "run", "--json")
     done = kdguard("tune", data, "--model", "demo", *flags)
     assert done.returncode == 3, done.stderr
     budget = json.loads(done.stdout)["budget"]
-    assert (budget["limit"], budget["met"]) == (0.001, False) and budget["reason"] and budget["done"]
+    assert (budget["limit"], budget["met"], budget["reason"]) == (0.01, False, "the base knew none of the probes")
+
+
+def test_an_end_over_the_budget_is_brought_under_it(data, some_probes, tmp_path):
+    """Without the guard every epoch is over it: only the dial is left."""
+    flags = (
+        "--no-guard",
+        "--epochs",
+        4,
+        "--budget",
+        "2%",
+        "--probes",
+        some_probes,
+        "--out",
+        tmp_path / "run",
+        "--json",
+    )
+    done = kdguard("tune", data, "--model", "demo", *flags)
+    report = json.loads(done.stdout)
+    assert done.returncode == (0 if report["budget"]["met"] else 3)
+    assert report["strength"] < 1 and report["budget"]["forgotten"] <= report["budget"]["allowed"]
+    assert "brought it under" in report["budget"]["done"] or "was kept" in report["budget"]["done"]
 
 
 def test_a_warm_up_teacher_resumes_and_leaves_one_adapter(data, some_probes, tmp_path):
