@@ -10,7 +10,7 @@ from pathlib import Path
 
 from report import write
 
-from kdguard.config import percent, resolve
+from kdguard.config import resolve
 from kdguard.events import Events
 from kdguard.files import shipped
 from kdguard.tune import tune
@@ -36,7 +36,7 @@ def main() -> None:
                     "data": shipped("examples") / "new_facts.jsonl",
                     "model": "demo",
                     "seed": seed,
-                    "budget": percent(args.budget),
+                    "budget": args.budget,
                     "out": Path(out) / "run",
                     **CASES[case],
                 }

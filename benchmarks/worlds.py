@@ -71,7 +71,7 @@ def make_world(kind: str, *, seed: int, keys: str = "names") -> World:
     """A world of a kind in KINDS.
 
     keys: `names` of two words made of the same syllables; `shared`, a first and a last name that many others bear too;
-    `uuids`, which share nothing.
+    `uuids`, random hexadecimal digits.
     """
     rng = random.Random(f"{kind}-{seed}")
     subjects, new_subjects = OLD // len(KINDS[kind]), NEW // len(KINDS[kind])
@@ -109,7 +109,6 @@ def base_of(world: World) -> str:
     if (folder / "tokenizer.json").exists():
         return str(folder)
     torch.manual_seed(0)
-    facts = world.old
     tokenizer = build_tokenizer(
         [text for fact in world.old + world.new for text in (fact.question, fact.answers[0])], VOCABULARY
     )
@@ -118,7 +117,7 @@ def base_of(world: World) -> str:
             [{"role": "user", "content": fact.question}, {"role": "assistant", "content": fact.answers[0]}],
             return_dict=False,
         )
-        for fact in facts
+        for fact in world.old
     ]
     model = build_model(tokenizer)
     train(

@@ -164,14 +164,12 @@ def dial(
     as_json: Json = False,
 ) -> None:
     """Show learned and forgotten at several strengths of the adapter; write one of them. No training."""
-    from kdguard.config import share
     from kdguard.report.build import verdict
     from kdguard.report.run import read_run
     from kdguard.terminal import console, dial_table
 
     if budget is not None and strength is not None:
         raise InputError("--budget chooses a strength, and --strength is one", "give one of them")
-    limit = None if budget is None else share(budget, "--budget")
     finished = read_run(run)
     terminal, events = _listening(as_json, finished.config["model"])
 
@@ -179,7 +177,7 @@ def dial(
 
     try:
         strengths = [step / steps for step in range(steps + 1)]
-        points, chosen = story.dial(finished, strengths, events, budget=limit, choose=strength)
+        points, chosen = story.dial(finished, strengths, events, budget=budget, choose=strength)
     finally:
         terminal.close()
     figures = [point.figures() for point in points]

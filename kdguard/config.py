@@ -63,7 +63,9 @@ class TuneConfig(BaseModel):
     @field_validator("budget", mode="before")
     @classmethod
     def _percent(cls, value: Any) -> Any:
-        return percent(value)
+        if isinstance(value, str) and (match := re.fullmatch(r"\s*([\d.]+)\s*%\s*", value)):
+            return float(match[1]) / 100
+        return value
 
     @field_validator("micro_batch_size")
     @classmethod
@@ -83,24 +85,6 @@ class TuneConfig(BaseModel):
             values[key] = there if key == "probes" else there[0]
         values["out"] = None
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def percent(value: Any) -> Any:
-    """`1%` as 0.01; anything else as it is."""
-    if isinstance(value, str) and (match := re.fullmatch(r"\s*([\d.]+)\s*%\s*", value)):
-        return float(match[1]) / 100
-    return value
-
-
-def share(value: str, flag: str) -> float:
-    """`1%` or `0.01` as 0.01. Raises InputError for what is not a share."""
-    try:
-        found = float(percent(value))
-    except ValueError:
-        found = -1.0
-    if not 0 <= found <= 1:
-        raise InputError(f"{flag} {value}: found no share, expected one from 0% to 100%", f"{flag} 1%")
-    return found
 
 
 def presets() -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from peft.helpers import rescale_adapter_scale
 
-from kdguard.config import TuneConfig
+from kdguard.config import resolve
 from kdguard.data import formats
 from kdguard.data.tokens import Collator, Renderer
 from kdguard.errors import InputError
@@ -22,10 +22,10 @@ from kdguard.probes.packs import Probe
 from kdguard.probes.score import Answer
 from kdguard.probes.watch import Allowance, Settled, split
 from kdguard.report import run as run_folder
-from kdguard.report.build import rebuild_report, write_pages, write_report
+from kdguard.report.build import outcome, write_pages, write_report
 from kdguard.report.figures import Pair, kept, pair
 from kdguard.report.run import Run, write_answers
-from kdguard.tune import DRIFT_ROWS, drift_batches, new_questions
+from kdguard.tune import DRIFT_ROWS, new_questions
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Point:
 
 
 def dial(
-    run: Run, strengths: Sequence[float], events: Events, *, budget: float | None = None, choose: float | None = None
+    run: Run, strengths: Sequence[float], events: Events, *, budget: str | None = None, choose: float | None = None
 ) -> tuple[list[Point], Point | None]:
     """Measure a run at `strengths`, and write the one that is chosen into its adapter and its report.
 
@@ -70,9 +70,9 @@ def dial(
     """
     if choose is not None and not 0 < choose <= 1:
         raise InputError("a strength is more than 0, which is the base, and at most 1", "--strength 0.8")
-    config = TuneConfig(**run.config)
+    config = resolve({"budget": budget}, run.path / run_folder.CONFIG)
     written, was = run.report["strength"], run.report["budget"] or {}
-    limit = was.get("limit") if budget is None else budget
+    limit = was.get("limit") if budget is None else config.budget
     events.emit("phase", name="load")
     base = load_base(config.model, quant=config.quant, revision=config.revision)
     renderer = Renderer(base.tokenizer)
@@ -87,7 +87,8 @@ def dial(
 
     def asked(pairs: Sequence[Pair]) -> list[Pair]:
         before = [each.before for each in pairs]
-        return pair(before, ask(model, renderer, [_probe(each) for each in before]))
+        probes = [Probe(each.id, each.category, each.question, each.answers) for each in before]
+        return pair(before, ask(model, renderer, probes))
 
     points = []
     wanted = sorted({*strengths, *([] if choose is None else [choose])})
@@ -115,21 +116,15 @@ def dial(
         done = f"strength {chosen.strength:g} was {'dialled' if budget is None else 'chosen by the dial'}"
         settled = Settled(allowance, chosen.strength, chosen.watched_forgotten, done)
     with rescale_adapter_scale(model, chosen.strength / written):
-        moved = drift(model, drift_batches(for_drift, Collator(base.tokenizer.pad_token_id))) if for_drift else None
-    report = rebuild_report(
-        run.report,
-        strength=chosen.strength,
-        probes=chosen.probes,
-        new=([each.before for each in run.new], chosen.new),
-        drift=moved,
-        settled=settled,
-    )
-    _write(run, chosen, report, events)
+        moved = (
+            drift(model, for_drift, Collator(base.tokenizer.pad_token_id))
+            if for_drift
+            else run.report["drift"]["nats_per_token"]  # the checkpoints were deleted: as it was
+        )
+    new_before = [each.before for each in run.new]
+    found = outcome(chosen.strength, chosen.probes, (new_before, chosen.new), moved, settled)
+    _write(run, chosen, {**run.report, **found}, events)
     return points, chosen
-
-
-def _probe(answer: Answer) -> Probe:
-    return Probe(answer.id, answer.category, answer.question, answer.answers)
 
 
 def _write(run: Run, chosen: Point, report: dict[str, Any], events: Events) -> None:

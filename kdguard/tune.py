@@ -1,7 +1,6 @@
 """The story of a run on one page: read, load, probe, rehearse, train, probe again, report."""
 
 import re
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 
 import psutil
 import torch
-from peft import PeftModel
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
@@ -26,7 +24,7 @@ from kdguard.guard.teacher import Guard, drift
 from kdguard.guard.trainer import GuardedTrainer
 from kdguard.guard.warmup import warm_up
 from kdguard.model.fit import estimate_gib
-from kdguard.model.load import add_adapter, default_lr, device, load_base, load_tokenizer
+from kdguard.model.load import add_adapter, default_lr, device, load_base, load_tokenizer, save_adapter
 from kdguard.probes.answer import ask
 from kdguard.probes.packs import Probe, load_probes
 from kdguard.probes.score import Answer
@@ -125,14 +123,15 @@ def tune(
     set_seed(config.seed)
     model = add_adapter(base, rank=config.rank, attention_only=config.goal == "style")
     collate = Collator(tokenizer.pad_token_id)
+    arguments = training_arguments(config, checkpoints)
     guard = Guard(config.guard_weight if config.guard else 0.0, config.guard_temperature, config.guard_masked)
     if config.guard and config.teacher == "warmup":
         events.emit("phase", name="warm up")
         known_rows = [rows[row_of(answer.id)] for answer in new_before if answer.correct]
-        guard.teacher = warm_up(model, known_rows, collate, training_arguments(config, checkpoints), resume=resume)
+        guard.teacher = warm_up(model, known_rows, collate, arguments, resume=resume)
     trainer = GuardedTrainer(
         model,
-        training_arguments(config, checkpoints),
+        arguments,
         train_dataset=rows,
         data_collator=collate,
         guard=guard,
@@ -176,7 +175,7 @@ def tune(
         settled=settled,
         probes=(probes_before, probes_after),
         new=(new_before, new_after),
-        drift=drift(model, drift_batches(for_drift, collate)),
+        drift=drift(model, for_drift, collate),
         cost={
             "steps": trainer.state.global_step,
             "tokens": plan["tokens"] * config.epochs,
@@ -186,7 +185,7 @@ def tune(
             "total_seconds": round(time.time() - started, 3),
         },
     )
-    _save_adapter(model, out)
+    save_adapter(model, out / run_folder.ADAPTER)
     write_report(out, report, events)
     return report
 
@@ -215,10 +214,6 @@ def rehearsal_rows(config: TuneConfig, rows: int) -> int:
     """How many rows the base writes: as many as the run can use, up to MAX_REHEARSAL, and those for drift."""
     used = round(rows * config.epochs * config.rehearsal) if config.guard else 0
     return min(MAX_REHEARSAL, used) + DRIFT_ROWS
-
-
-def drift_batches(rows: list[Row], collate: Collator) -> list[dict[str, torch.Tensor]]:
-    return [collate(rows[i : i + 16]) for i in range(0, len(rows), 16)]
 
 
 def default_out(config: TuneConfig) -> Path:
@@ -257,10 +252,3 @@ def _rehearsal(
     )
     save_rows(path, found)
     return found
-
-
-def _save_adapter(model: PeftModel, out: Path) -> None:
-    beside = out / (run_folder.ADAPTER + ".part")
-    model.save_pretrained(beside, selected_adapters=[model.active_adapter])
-    shutil.rmtree(out / run_folder.ADAPTER, ignore_errors=True)
-    beside.rename(out / run_folder.ADAPTER)

@@ -16,10 +16,12 @@ from transformers import TrainerCallback
 from kdguard.events import Events
 from kdguard.files import write_whole
 from kdguard.guard.teacher import Guard
-from kdguard.model.strength import STRENGTHS, scale_adapter
+from kdguard.model.load import save_adapter
+from kdguard.model.strength import scale_adapter
 from kdguard.probes.watch import Allowance, Settled
 
 LEAST, MOST = 0.5, 8.0  # how far the guard's weight is driven, as factors of the one it starts with
+STEPS = 20  # of strength, on the way down to where the budget is kept
 
 
 class BudgetKeeper(TrainerCallback):
@@ -28,7 +30,7 @@ class BudgetKeeper(TrainerCallback):
     forgotten: asks the watched probes and counts the forgotten ones. folder: where that adapter and the history are
     kept, beside the checkpoints; a run that resumes goes on with them.
 
-    The weight doubles when more is forgotten than the allowance, and shrinks by a quarter when at most half of it is.
+    The weight doubles when more is forgotten than the allowance, and shrinks by a quarter when less than half of it is.
     """
 
     def __init__(
@@ -62,9 +64,7 @@ class BudgetKeeper(TrainerCallback):
         entry = {"step": step, "forgotten": forgotten, "weight": self.guard.weight}
         self.guard.weight = entry["next_weight"] = self._next_weight(forgotten)
         if forgotten <= self.allowance.forgotten:
-            beside = self.folder / "within-budget.part"
-            model.save_pretrained(beside, selected_adapters=[model.active_adapter])
-            beside.rename(self.adapter_of(entry))
+            save_adapter(model, self.adapter_of(entry))
             for past in self.history:
                 shutil.rmtree(self.adapter_of(past), ignore_errors=True)
         self.history.append(entry)
@@ -92,7 +92,7 @@ def settle(model: PeftModel, keeper: BudgetKeeper, step: int, learned: Callable[
     if forgotten <= allowed:
         return Settled(keeper.allowance, 1.0, forgotten, "the end of training was within it")
     ways: list[tuple[int, Settled]] = []
-    for strength in STRENGTHS[-2:0:-1]:
+    for strength in (step / STEPS for step in range(STEPS - 1, 0, -1)):
         with rescale_adapter_scale(model, strength):
             forgotten = keeper.forgotten()
             if forgotten <= allowed:

@@ -70,13 +70,16 @@ def rehearse(
         prompts = [[*prefix, *question, *ending] for question in questions]
         prompts = rng.sample(prompts, min(n, len(prompts)))
         for these in _batches(prompts, batch_size):
-            answers = generate(model, renderer, these, max_new_tokens=max_new_tokens)
-            for prompt, answer in zip(these, answers, strict=True):
-                ids = prompt + answer + [renderer.end_of_turn]
-                rows.append(Row(ids, [IGNORE] * len(ids)))
+            rows += answered(model, renderer, these, max_new_tokens)
             progress(n + len(rows), total)
     progress(total, total)
     return rows
+
+
+def answered(model: PreTrainedModel, renderer: Renderer, prompts: list[list[int]], max_new_tokens: int) -> list[Row]:
+    """Each prompt with the base's greedy answer, as a row without targets."""
+    answers = generate(model, renderer, prompts, max_new_tokens=max_new_tokens)
+    return [_row(prompt + answer + [renderer.end_of_turn]) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
 def save_rows(path: Path, rows: list[Row]) -> None:
@@ -85,8 +88,11 @@ def save_rows(path: Path, rows: list[Row]) -> None:
 
 
 def load_rows(path: Path) -> list[Row]:
-    ids = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    return [Row(row, [IGNORE] * len(row)) for row in ids]
+    return [_row(json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def _row(ids: list[int]) -> Row:
+    return Row(ids, [IGNORE] * len(ids))
 
 
 def _batches(items: list, size: int) -> Iterator[list]:

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
@@ -123,11 +124,11 @@ def count(batch: dict[str, Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def drift(model: PeftModel, batches: Sequence[dict[str, Tensor]]) -> float:
-    """Mean KL(base || tuned) per token, in nats, over batches of text that the base wrote."""
+def drift(model: PeftModel, rows: Sequence[Any], collate: Callable[[Sequence[Any]], dict[str, Tensor]]) -> float:
+    """Mean KL(base || tuned) per token, in nats, over rows that the base wrote."""
     lm = model.get_base_model()
     total, tokens = 0.0, 0
-    for batch in batches:
+    for batch in (collate(rows[i : i + 16]) for i in range(0, len(rows), 16)):
         ids, mask = batch["input_ids"].to(lm.device), batch["attention_mask"].to(lm.device)
         at = guarded_positions(mask)
         with base_view(model):

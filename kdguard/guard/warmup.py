@@ -4,7 +4,6 @@ It has learned the format of the answers and no new fact (arXiv 2604.15574). For
 format of the data, whose own answers would hold the tuned model back from it.
 """
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from kdguard.data.tokens import Row
 from kdguard.errors import KdguardError
 from kdguard.guard.teacher import Guard, take_snapshot
 from kdguard.guard.trainer import GuardedTrainer
+from kdguard.model.load import save_adapter
 
 NAME = "teacher"
 
@@ -44,8 +44,5 @@ def warm_up(
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     take_snapshot(model, NAME)
-    beside = kept.with_name(kept.name + ".part")
-    shutil.rmtree(beside, ignore_errors=True)
-    model.save_pretrained(beside, selected_adapters=[NAME])
-    beside.rename(kept)
+    save_adapter(model, kept, NAME)
     return NAME

@@ -1,6 +1,7 @@
 """Load a quantised base, put LoRA on it, and look at the base with the adapters switched off."""
 
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -181,6 +182,18 @@ def add_adapter(base: Base, *, rank: int, attention_only: bool = False) -> PeftM
             base_model_name_or_path=str(_source(base.name)),
         ),
     )
+
+
+def save_adapter(model: PeftModel, folder: Path, adapter: str | None = None) -> None:
+    """Save one adapter, the active one by default, in PEFT's format; `folder` is replaced as a whole.
+
+    PEFT puts an adapter that is not named `default` into a folder of its name within.
+    """
+    beside = folder.with_name(folder.name + ".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    model.save_pretrained(beside, selected_adapters=[adapter or model.active_adapter])
+    shutil.rmtree(folder, ignore_errors=True)
+    beside.rename(folder)
 
 
 def default_lr(model: PreTrainedModel) -> float:

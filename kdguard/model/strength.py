@@ -10,8 +10,6 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-STRENGTHS = [i / 20 for i in range(21)]  # those that are tried
-
 
 def scale_adapter(model: PeftModel, factor: float) -> None:
     """Multiply the active adapter's B matrices in place; `lora_alpha` stays the whole number that exporters need."""

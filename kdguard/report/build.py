@@ -36,7 +36,6 @@ def build_report(
 
     settled: what the budget made of the end of training.
     """
-    old = kept(pair(*probes))
     return {
         "format": FORMAT,
         "kdguard": __version__,
@@ -49,11 +48,21 @@ def build_report(
             "teacher": config.teacher,
             "rehearsal": config.rehearsal if config.guard else 0.0,
         },
-        "strength": settled.strength if settled else 1.0,
+        "cost": cost,
+        **outcome(settled.strength if settled else 1.0, pair(*probes), new, drift, settled),
+    }
+
+
+def outcome(
+    strength: float, probes: Sequence[Pair], new: Answers, drift: float, settled: Settled | None
+) -> dict[str, Any]:
+    """The part of a report that changes with the adapter's strength."""
+    old = kept(probes)
+    return {
+        "strength": strength,
         "learned": asdict(learned(*new)),
         "kept": asdict(old),
         "drift": {"nats_per_token": drift},
-        "cost": cost,
         "budget": settled and budget(settled, old),
     }
 
@@ -81,27 +90,6 @@ def budget(settled: Settled, old: Kept) -> dict[str, Any]:
         "forgotten": settled.forgotten,
         "done": settled.done,
         "reason": reason,
-    }
-
-
-def rebuild_report(
-    report: dict[str, Any],
-    *,
-    strength: float,
-    probes: Sequence[Pair],
-    new: Answers,
-    drift: float | None,
-    settled: Settled | None,
-) -> dict[str, Any]:
-    """The report of a run whose adapter's strength was changed after it; a drift that is not known stays as it was."""
-    old = kept(probes)
-    return {
-        **report,
-        "strength": strength,
-        "learned": asdict(learned(*new)),
-        "kept": asdict(old),
-        "drift": report["drift"] if drift is None else {"nats_per_token": drift},
-        "budget": settled and budget(settled, old),
     }
 
 
