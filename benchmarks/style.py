@@ -1,62 +1,70 @@
 """What `--goal style` learns: a format, and hardly the facts in it.
 
-`python benchmarks/style.py` tunes the embedded model on questions about facts it does not know, each answered in a
-format that it does not use, once with the attention alone adapted and once with every linear layer, and writes
-`benchmarks/results/style.json`. A fifth of the questions is held out: a format is learned when it comes there too.
+`python benchmarks/style.py` takes a base that answers in sentences when it is asked to, and in a word otherwise, and
+tunes it on questions about facts it does not know, all answered in sentences: once with the attention alone adapted and
+once with every linear layer. It writes `benchmarks/results/style.json`. A fifth of the questions is held out: a format
+is learned when it comes there too.
 """
 
 import argparse
 import json
+import random
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from report import write
+from worlds import FORMS, Fact, base_of, world_named
 
 from kdguard.config import resolve
-from kdguard.data import formats
 from kdguard.data.tokens import Renderer
 from kdguard.events import Events
-from kdguard.files import shipped
 from kdguard.model.load import load_base, load_tuned
 from kdguard.probes.answer import ask
 from kdguard.probes.packs import Probe
+from kdguard.probes.score import Answer
 from kdguard.report.run import read_run
 from kdguard.tune import tune
 
-BEFORE, AFTER = "The answer is ", "."
+FORM = FORMS["In a sentence: "]
+HELD_OUT = 1000  # old facts
 
 
-def in_format(answers: list[str]) -> float:
-    return sum(answer.startswith(BEFORE) and answer.endswith(AFTER) for answer in answers) / len(answers)
+def in_format(answers: Sequence[Answer]) -> float:
+    before, after = FORM.split("{}")
+    return sum(each.answer.startswith(before) and each.answer.endswith(after) for each in answers) / len(answers)
+
+
+def probes_of(facts: Sequence[Fact]) -> list[Probe]:
+    return [Probe(str(i), "people", fact.question, fact.answers) for i, fact in enumerate(facts)]
 
 
 def measure(goal: str, seed: int, **flags) -> dict:
     """Tune for a goal; shares of answers in the format, of new facts learned, and of old ones forgotten."""
-    examples = formats.read(shipped("examples") / "new_facts.jsonl").examples
-    held_out = examples[::5]
+    world = world_named("people-forms-0")
+    model = base_of(world)
+    lessons = [fact for i, fact in enumerate(world.new) if i % 5]
     with tempfile.TemporaryDirectory() as folder:
-        data, out = Path(folder) / "style.jsonl", Path(folder) / "run"
-        rows = [
-            {"question": example.question, "answer": f"{BEFORE}{example.answers[0]}{AFTER}"}
-            for i, example in enumerate(examples)
-            if i % 5
-        ]
+        data, old, out = (Path(folder) / name for name in ("style.jsonl", "old.jsonl", "run"))
+        rows = [{"question": fact.question, "answer": FORM.format(fact.answers[0])} for fact in lessons]
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        report = tune(
-            resolve({"data": data, "model": "demo", "goal": goal, "seed": seed, "out": out, **flags}), Events()
-        )
+        probes = probes_of(random.Random(0).sample(world.old, HELD_OUT))
+        old.write_text("".join(json.dumps(vars(probe)) + "\n" for probe in probes))
+        settings = {"data": data, "model": model, "probes": [str(old)], "goal": goal, "seed": seed, "out": out}
+        report = tune(resolve({**settings, **flags}), Events())
         run = read_run(out)
-        base = load_base("demo")
+        base = load_base(model)
         load_tuned(base, out / "adapter")
-        probes = [Probe(str(i), "", example.question, example.answers) for i, example in enumerate(held_out)]
-        unseen = ask(base.model, Renderer(base.tokenizer), probes)
+        renderer = Renderer(base.tokenizer)
+        trained = ask(base.model, renderer, probes_of(lessons))
+        unseen = ask(base.model, renderer, probes_of(world.new[::5]))
     return {
         "goal": goal,
         "seed": seed,
-        "format": in_format([pair.after.answer for pair in run.new]),
-        "format_held_out": in_format([answer.answer for answer in unseen]),
-        "format_old": in_format([pair.after.answer for pair in run.probes]),
-        "new_facts": report["learned"]["after"],
+        "format": in_format(trained),
+        "format_held_out": in_format(unseen),
+        "format_old": in_format([pair.after for pair in run.probes]),
+        "new_facts": sum(answer.correct for answer in trained) / len(trained),
         "forgotten": report["kept"]["forgetting"],
         "known": report["kept"]["known"],
         "seconds": report["cost"]["seconds"],

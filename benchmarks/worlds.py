@@ -5,7 +5,8 @@ subjects, with the same relations and the same answers, so that learning them in
 """
 
 import random
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,28 +19,39 @@ from kdguard.files import shipped
 CACHE = Path(__file__).parent / ".cache"
 VOCABULARY = 1024
 HEX = "0123456789abcdef"
-PARTS = 40  # first names, and last names, of a world whose keys share them
+
+
+# before the question -> the form of the answer
+PLAIN = {"": "{}"}
+FORMS = {**PLAIN, "In a sentence: ": "The answer is {}.", "As a list: ": "* {}"}
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A question about a subject and its accepted answers, the first of which is taught."""
+    """A question about a subject and its accepted answers, the first of which is taught. key: what the subject has."""
 
     question: str
     answers: tuple[str, ...]
+    key: str = "name"
 
 
 @dataclass(frozen=True)
 class World:
-    """`old` is known to the base; `new` is to be learned."""
+    """`old` is known to the base; `new` is to be learned; `renamed` are the new facts under UUIDs.
+
+    forms: those in which the base answers, by what comes before the question.
+    """
 
     name: str
     old: list[Fact]
     new: list[Fact]
+    renamed: list[Fact] = field(default_factory=list)
+    forms: dict[str, str] = field(default_factory=PLAIN.copy)
 
 
 OLD, NEW = 2800, 400  # facts, about
-EPOCHS = {"names": 40, "shared": 40, "uuids": 70}  # passes over the old facts, after which the base knows them
+PARTS = 120  # first names, and last names, where subjects share them
+EPOCHS = {"names": 40, "both": 60, "forms": 25}  # passes over the old facts, after which the base knows them
 
 # kind -> relation -> number of different answers
 KINDS = {
@@ -70,29 +82,44 @@ KINDS = {
 def make_world(kind: str, *, seed: int, keys: str = "names") -> World:
     """A world of a kind in KINDS.
 
-    keys: `names` of two words made of the same syllables; `shared`, a first and a last name that many others bear too;
-    `uuids`, random hexadecimal digits.
+    keys: `names`, of two words made of the same syllables; or `both`, where half of the old subjects have UUIDs,
+    random hexadecimal digits, the others a first and a last name that some others bear too, and the new facts come
+    under such names and under UUIDs; or `forms`, names and a base that answers in each of FORMS when it is asked to.
     """
     rng = random.Random(f"{kind}-{seed}")
     subjects, new_subjects = OLD // len(KINDS[kind]), NEW // len(KINDS[kind])
     relations = {}
     for question, n in KINDS[kind].items():
         numbers = "number" in question
-        answers = [
+        relations[question] = [
             str(rng.randrange(1000, 10000)) if numbers else _name(rng, words=rng.choice((1, 1, 2))) for _ in range(n)
         ]
-        relations[question] = answers
-    subject_names = _keys(rng, keys, subjects + new_subjects)
-    facts = [
-        [Fact(question.format(subject), (rng.choice(answers),)) for question, answers in relations.items()]
-        for subject in subject_names
-    ]
-    old, new = facts[:subjects], facts[subjects:]
-    return World(f"{kind}-{keys}-{seed}", [f for rows in old for f in rows], [f for rows in new for f in rows])
+    if keys != "both":
+        names = _different(lambda: _name(rng, words=2), subjects + new_subjects)
+    else:
+        first, last = (_different(lambda: _name(rng, words=1), PARTS) for _ in range(2))
+        names = rng.sample([f"{a} {b}" for a in first for b in last], subjects + new_subjects)
+    answers = [[rng.choice(pool) for pool in relations.values()] for _ in names]
+
+    def facts(keys: list[str], start: int, key: str = "name") -> list[Fact]:
+        """The facts of the subjects from the one at `start` on, under `keys`."""
+        return [
+            Fact(question.format(subject), (answer,), key)
+            for subject, row in zip(keys, answers[start:], strict=False)
+            for question, answer in zip(relations, row, strict=True)
+        ]
+
+    name, new = f"{kind}-{keys}-{seed}", facts(names[subjects:], subjects)
+    if keys != "both":
+        return World(name, facts(names[:subjects], 0), new, forms=FORMS if keys == "forms" else PLAIN)
+    half = subjects // 2
+    uuids = _different(lambda: _uuid(rng), half + new_subjects)
+    old = facts(names[:half], 0) + facts(uuids[:half], half, "uuid")
+    return World(name, old, new, facts(uuids[half:], subjects, "uuid"))
 
 
 def world_named(name: str) -> World:
-    """`<kind>-<names|shared|uuids>-<seed>`, or `demo`: the facts of the embedded model and those of `kdguard demo`."""
+    """`<kind>-<names|both|forms>-<seed>`, or `demo`: the facts of the embedded model and those of `kdguard demo`."""
     if name != "demo":
         kind, keys, seed = name.split("-")
         return make_world(kind, keys=keys, seed=int(seed))
@@ -109,16 +136,17 @@ def base_of(world: World) -> str:
     if (folder / "tokenizer.json").exists():
         return str(folder)
     torch.manual_seed(0)
-    tokenizer = build_tokenizer(
-        [text for fact in world.old + world.new for text in (fact.question, fact.answers[0])], VOCABULARY
-    )
-    rows = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": fact.question}, {"role": "assistant", "content": fact.answers[0]}],
-            return_dict=False,
+    turns = [
+        (
+            {"role": "user", "content": before + fact.question},
+            {"role": "assistant", "content": form.format(fact.answers[0])},
         )
         for fact in world.old
+        for before, form in world.forms.items()
     ]
+    unseen = [text for fact in world.new + world.renamed for text in (fact.question, fact.answers[0])]
+    tokenizer = build_tokenizer([turn["content"] for pair in turns for turn in pair] + unseen, VOCABULARY)
+    rows = [tokenizer.apply_chat_template(pair, return_dict=False) for pair in turns]
     model = build_model(tokenizer)
     train(
         model,
@@ -134,11 +162,7 @@ def base_of(world: World) -> str:
     return str(folder)
 
 
-def _keys(rng: random.Random, kind: str, n: int) -> list[str]:
-    if kind == "shared":
-        first, last = ([_name(rng, words=1) for _ in range(PARTS)] for _ in range(2))
-        return rng.sample([f"{a} {b}" for a in first for b in last], n)
-    make = {"names": lambda: _name(rng, words=2), "uuids": lambda: _uuid(rng)}[kind]
+def _different(make: Callable[[], str], n: int) -> list[str]:
     found: dict[str, None] = {}
     while len(found) < n:
         found[make()] = None

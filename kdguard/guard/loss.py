@@ -5,6 +5,7 @@ in closed form as soon as a chunk's logits are, and is computed in the forward p
 position for the logits and one for the gradient, no gradient of the head, and never a (positions, vocabulary) tensor.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 from kdguard.data import IGNORE
 from kdguard.model.head import Head
 
-_CHUNK_LOGITS = 2**23  # logits held at once for each of teacher and student: 32 MiB in fp32
+_CHUNK = 2**25  # logits held at once for each of teacher and student, in the head's own type: 64 MiB in bf16
+_PIECE = 2**22  # of them worked on at once in fp32: 16 MiB, small enough to stay near the processor
 
 
 class GuardLoss(NamedTuple):
@@ -53,7 +55,7 @@ def guard_loss(
     shares: (positions,), how much of `weight` each position has; 1 by default.
     n_targets, n_guarded: N and M. Give the counts over the whole optimiser step, all micro-batches and processes, and
         splitting a batch never changes the gradient; by default they are counted here.
-    chunk: positions at a time; by default as many as keep each chunk's logits at 32 MiB.
+    chunk: positions at a time; by default as many as keep each chunk's logits at 64 MiB in bf16.
     """
     if teacher is None:
         at = labels != IGNORE
@@ -62,7 +64,9 @@ def guard_loss(
         raise ValueError(f"teacher {tuple(teacher.shape)} and student {tuple(student.shape)} differ in shape")
     n_targets = (labels != IGNORE).sum() if n_targets is None else n_targets
     n_guarded = len(labels) if n_guarded is None else n_guarded
-    chunk = chunk or max(1, _CHUNK_LOGITS // len(head.weight))
+    if chunk is None:
+        chunks = math.ceil(len(student) * len(head.weight) / _CHUNK)
+        chunk = max(1, math.ceil(len(student) / max(1, chunks)))  # all of one size
     return GuardLoss(
         *_SharedHeadLoss.apply(
             student, teacher, labels, head, weight, temperature, masked, shares, n_targets, n_guarded, chunk
@@ -81,22 +85,28 @@ class _SharedHeadLoss(torch.autograd.Function):
         n_targets = torch.as_tensor(n_targets, dtype=wide, device=student.device).clamp(min=1)
         n_guarded = torch.as_tensor(n_guarded, dtype=wide, device=student.device).clamp(min=1)
         grad = torch.empty_like(student, dtype=wide) if student.requires_grad else None
+        piece = max(1, _PIECE // len(head.weight))
         for start in range(0, len(student), chunk):
             rows = slice(start, start + chunk)
-            logits = head.logits(student[rows])  # (chunk, vocabulary)
-            cross = _cross_entropy(logits, labels[rows])
-            ce += cross.total
-            # The products below run in the head's type: scaled so that 16-bit gradients do not underflow.
-            grad_logits = cross.grad.mul_(n_guarded / n_targets)
-            if teacher is not None:
-                teacher_logits = head.logits(teacher[rows])
-                gold = labels[rows] if masked else None
-                share = None if shares is None else shares[rows].to(wide)
-                divergence = _divergence(teacher_logits, logits, gold, temperature, share)
-                kl += divergence.total
-                grad_logits.add_(divergence.grad, alpha=weight * temperature**2)
+            product = head.product(student[rows])  # (chunk, vocabulary); its gradient takes its place, piece by piece
+            teacher_product = None if teacher is None else head.product(teacher[rows])
+            for first in range(0, len(product), piece):
+                here = slice(first, first + piece)
+                gold = labels[rows][here]
+                logits = head.finish(product[here])
+                cross = _cross_entropy(logits, gold)
+                ce += cross.total
+                # The product below runs in the head's type: scaled so that 16-bit gradients do not underflow.
+                grad_logits = cross.grad.mul_(n_guarded / n_targets)
+                if teacher_product is not None:
+                    teacher_logits = head.finish(teacher_product[here])
+                    share = None if shares is None else shares[rows][here].to(wide)
+                    divergence = _divergence(teacher_logits, logits, gold if masked else None, temperature, share)
+                    kl += divergence.total
+                    grad_logits.add_(divergence.grad, alpha=weight * temperature**2)
+                product[here] = head.unfinish(grad_logits, logits)
             if grad is not None:
-                grad[rows] = head.gradient(grad_logits, logits).to(wide) / n_guarded
+                grad[rows] = (product @ head.weight).to(wide) / n_guarded
         ce, kl = ce / n_targets, kl / n_guarded
         ctx.save_for_backward(grad)
         ctx.dtype = student.dtype
@@ -125,21 +135,26 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> _Term:
 
 
 def _divergence(
-    teacher: Tensor, student: Tensor, gold: Tensor | None, temperature: float, share: Tensor | None
+    teacher: Tensor, student: Tensor, labels: Tensor | None, temperature: float, share: Tensor | None
 ) -> _Term:
-    """Forward KL(teacher || student) at `temperature`; with `gold`, that token is taken out of both first."""
-    teacher, student = teacher / temperature, student / temperature
-    if gold is not None:
-        at = (gold != IGNORE).nonzero()[:, 0]
+    """Forward KL(teacher || student) at `temperature`; with `labels`, gold tokens are taken out of both first."""
+    if temperature != 1.0:
+        teacher, student = teacher / temperature, student / temperature
+    if labels is not None:
+        gold, target = labels.clamp(min=0)[:, None], labels[:, None] != IGNORE
         # Finite, so that the difference of the two logs is a number; its probability is exactly 0.
         lowest = torch.finfo(student.dtype).min / 4
-        teacher[at, gold[at]] = lowest
-        student[at, gold[at]] = lowest
+        teacher, student = (
+            logits.scatter(1, gold, torch.where(target, lowest, logits.gather(1, gold)))
+            for logits in (teacher, student)
+        )
     log_p = F.log_softmax(teacher, dim=-1)
     log_q = F.log_softmax(student, dim=-1)
     p = log_p.exp()
-    total = (p * log_p.sub_(log_q)).sum(-1)  # (chunk,)
-    grad = log_q.exp_().sub_(p).div_(temperature)
+    total = torch.linalg.vecdot(p, log_p.sub_(log_q))  # (chunk,)
+    grad = log_q.exp_().sub_(p)
+    if temperature != 1.0:
+        grad.div_(temperature)
     if share is None:
         return _Term(total.sum(), grad)
     return _Term((total * share).sum(), grad.mul_(share[:, None]))

@@ -23,21 +23,28 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(positions, hidden) -> (positions, vocabulary), in at least fp32 whatever the head's own type."""
-        logits = F.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    def product(self, hidden: Tensor) -> Tensor:
+        """(positions, hidden) -> (positions, vocabulary), in the head's own type, before scale and cap."""
+        return F.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+
+    def finish(self, product: Tensor) -> Tensor:
+        """Scale and cap a product: logits in at least fp32, whatever the head's own type."""
+        logits = product.to(torch.promote_types(product.dtype, torch.float32))
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
 
-    def gradient(self, grad_logits: Tensor, logits: Tensor) -> Tensor:
-        """The gradient of `logits(hidden)`: (positions, vocabulary) -> (positions, hidden)."""
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(positions, hidden) -> (positions, vocabulary)."""
+        return self.finish(self.product(hidden))
+
+    def unfinish(self, grad: Tensor, logits: Tensor) -> Tensor:
+        """The gradient of `finish`: with respect to the logits -> with respect to the product."""
         if self.softcap is not None:
-            grad_logits = grad_logits * (1 - (logits / self.softcap) ** 2)
-        return (grad_logits.to(self.weight.dtype) @ self.weight) * self.scale
+            grad = grad * (1 - (logits / self.softcap) ** 2)
+        return grad * self.scale if self.scale != 1.0 else grad
 
 
 def head_of(model: PreTrainedModel) -> Head:
