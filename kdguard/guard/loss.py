@@ -15,9 +15,6 @@ from torch import Tensor
 from kdguard.data import IGNORE
 from kdguard.model.head import Head
 
-_CHUNK = 2**25  # logits held at once for each of teacher and student, in the head's own type: 64 MiB in bf16
-_PIECE = 2**22  # of them worked on at once in fp32: 16 MiB, small enough to stay near the processor
-
 
 class GuardLoss(NamedTuple):
     """`loss` = `ce` + weight * temperature**2 * `kl`, all scalars in nats; only `loss` carries a gradient."""
@@ -55,7 +52,7 @@ def guard_loss(
     shares: (positions,), how much of `weight` each position has; 1 by default.
     n_targets, n_guarded: N and M. Give the counts over the whole optimiser step, all micro-batches and processes, and
         splitting a batch never changes the gradient; by default they are counted here.
-    chunk: positions at a time; by default as many as keep each chunk's logits at 64 MiB in bf16.
+    chunk: positions at a time; by default as many as keep a chunk's logits at 64 MiB in bf16 on a GPU, 128 on a CPU.
     """
     if teacher is None:
         at = labels != IGNORE
@@ -65,13 +62,21 @@ def guard_loss(
     n_targets = (labels != IGNORE).sum() if n_targets is None else n_targets
     n_guarded = len(labels) if n_guarded is None else n_guarded
     if chunk is None:
-        chunks = math.ceil(len(student) * len(head.weight) / _CHUNK)
+        chunks = math.ceil(len(student) * len(head.weight) / _sizes(student.device)[0])
         chunk = max(1, math.ceil(len(student) / max(1, chunks)))  # all of one size
     return GuardLoss(
         *_SharedHeadLoss.apply(
             student, teacher, labels, head, weight, temperature, masked, shares, n_targets, n_guarded, chunk
         )
     )
+
+
+def _sizes(device: torch.device) -> tuple[int, int]:
+    """How many logits one product has, and on how many of them work in fp32 goes on at once.
+
+    GPUs have less memory, and need large pieces to be worth a call; a processor's caches need small ones.
+    """
+    return (2**26, 2**18) if device.type == "cpu" else (2**25, 2**22)
 
 
 class _SharedHeadLoss(torch.autograd.Function):
@@ -84,8 +89,9 @@ class _SharedHeadLoss(torch.autograd.Function):
         kl = torch.zeros((), dtype=wide, device=student.device)
         n_targets = torch.as_tensor(n_targets, dtype=wide, device=student.device).clamp(min=1)
         n_guarded = torch.as_tensor(n_guarded, dtype=wide, device=student.device).clamp(min=1)
+        shares = torch.ones_like(labels, dtype=wide) if shares is None else shares.to(wide)
         grad = torch.empty_like(student, dtype=wide) if student.requires_grad else None
-        piece = max(1, _PIECE // len(head.weight))
+        piece = max(1, _sizes(student.device)[1] // len(head.weight))
         for start in range(0, len(student), chunk):
             rows = slice(start, start + chunk)
             product = head.product(student[rows])  # (chunk, vocabulary); its gradient takes its place, piece by piece
@@ -94,19 +100,21 @@ class _SharedHeadLoss(torch.autograd.Function):
                 here = slice(first, first + piece)
                 gold = labels[rows][here]
                 logits = head.finish(product[here])
-                cross = _cross_entropy(logits, gold)
-                ce += cross.total
                 # The product below runs in the head's type: scaled so that 16-bit gradients do not underflow.
-                grad_logits = cross.grad.mul_(n_guarded / n_targets)
-                if teacher_product is not None:
+                for_ce = (gold != IGNORE)[:, None] * (n_guarded / n_targets)
+                if teacher_product is None:
+                    terms = _cross_entropy(logits, gold, for_ce)
+                else:
+                    share = shares[rows][here]
+                    for_kl = weight * temperature**2 * share[:, None]
                     teacher_logits = head.finish(teacher_product[here])
-                    share = None if shares is None else shares[rows][here].to(wide)
-                    divergence = _divergence(teacher_logits, logits, gold if masked else None, temperature, share)
-                    kl += divergence.total
-                    grad_logits.add_(divergence.grad, alpha=weight * temperature**2)
-                product[here] = head.unfinish(grad_logits, logits)
+                    terms = _guarded(logits, teacher_logits, gold, masked, temperature, for_ce, for_kl)
+                    kl += (terms.kl * share).sum()
+                ce += terms.ce.sum()
+                product[here] = head.unfinish(terms.grad, logits)
             if grad is not None:
                 grad[rows] = (product @ head.weight).to(wide) / n_guarded
+            del product, teacher_product  # before the next ones are made
         ce, kl = ce / n_targets, kl / n_guarded
         ctx.save_for_backward(grad)
         ctx.dtype = student.dtype
@@ -120,41 +128,55 @@ class _SharedHeadLoss(torch.autograd.Function):
         return ((grad * grad_loss).to(ctx.dtype), *(None,) * 10)
 
 
-class _Term(NamedTuple):
-    total: Tensor  # the sum over the chunk's positions
-    grad: Tensor  # its gradient with respect to the student's logits, (chunk, vocabulary)
+class _Terms(NamedTuple):
+    """Of a piece of the positions."""
+
+    ce: Tensor  # (positions,), 0 where there is no target
+    kl: Tensor | None  # (positions,)
+    grad: Tensor  # of for_ce * ce + for_kl * kl with respect to the student's logits, (positions, vocabulary)
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor) -> _Term:
-    target = labels != IGNORE
+def _cross_entropy(logits: Tensor, labels: Tensor, for_ce: Tensor) -> _Terms:
     gold = labels.clamp(min=0)[:, None]
     log_q = F.log_softmax(logits, dim=-1)
-    total = -(log_q.gather(1, gold)[:, 0] * target).sum()
-    grad = log_q.exp_().mul_(target[:, None])
-    return _Term(total, grad.scatter_add_(1, gold, -target[:, None].to(grad.dtype)))
+    ce = -(log_q.gather(1, gold)[:, 0] * (labels != IGNORE))
+    return _Terms(ce, None, log_q.exp_().mul_(for_ce).scatter_add_(1, gold, -for_ce))
 
 
-def _divergence(
-    teacher: Tensor, student: Tensor, labels: Tensor | None, temperature: float, share: Tensor | None
-) -> _Term:
-    """Forward KL(teacher || student) at `temperature`; with `labels`, gold tokens are taken out of both first."""
-    if temperature != 1.0:
-        teacher, student = teacher / temperature, student / temperature
-    if labels is not None:
-        gold, target = labels.clamp(min=0)[:, None], labels[:, None] != IGNORE
+def _guarded(
+    logits: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    masked: bool,
+    temperature: float,
+    for_ce: Tensor,
+    for_kl: Tensor,
+) -> _Terms:
+    """Cross-entropy, and forward KL(teacher || student) at `temperature`; masked: gold tokens taken out of both first.
+
+    for_ce, for_kl: (positions, 1), what the gradient of either is multiplied by.
+    """
+    gold, target = labels.clamp(min=0)[:, None], labels[:, None] != IGNORE
+    student = logits / temperature if temperature != 1.0 else logits
+    teacher = teacher / temperature if temperature != 1.0 else teacher
+    if masked:
         # Finite, so that the difference of the two logs is a number; its probability is exactly 0.
         lowest = torch.finfo(student.dtype).min / 4
-        teacher, student = (
-            logits.scatter(1, gold, torch.where(target, lowest, logits.gather(1, gold)))
-            for logits in (teacher, student)
+        student, teacher = (
+            z.scatter(1, gold, torch.where(target, lowest, z.gather(1, gold))) for z in (student, teacher)
         )
     log_p = F.log_softmax(teacher, dim=-1)
     log_q = F.log_softmax(student, dim=-1)
     p = log_p.exp()
-    total = torch.linalg.vecdot(p, log_p.sub_(log_q))  # (chunk,)
-    grad = log_q.exp_().sub_(p)
+    kl = torch.linalg.vecdot(p, log_p.sub_(log_q))
     if temperature != 1.0:
-        grad.div_(temperature)
-    if share is None:
-        return _Term(total.sum(), grad)
-    return _Term((total * share).sum(), grad.mul_(share[:, None]))
+        grad = log_q.exp_().sub_(p).mul_(for_kl / temperature)
+        cross = _cross_entropy(logits, labels, for_ce)
+        return _Terms(cross.ce, kl, grad.add_(cross.grad))
+    # The softmax without the gold token says all that the cross-entropy needs: its normaliser is seen at any other one.
+    other = (gold + 1) % logits.shape[1]
+    gap = logits.gather(1, other) - log_q.gather(1, other) - logits.gather(1, gold)
+    ce, left = (F.softplus(gap), gap.sigmoid()) if masked else (gap, torch.ones_like(gap))
+    for_ce = for_ce * left  # `left` is the probability of all but the gold token
+    grad = log_q.exp_().mul_(for_ce + for_kl).addcmul_(p, for_kl, value=-1).scatter_add_(1, gold, -for_ce)
+    return _Terms((ce * target)[:, 0], kl, grad)
