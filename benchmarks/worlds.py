@@ -51,7 +51,7 @@ class World:
 
 OLD, NEW = 2800, 400  # facts, about
 PARTS = 120  # first names, and last names, where subjects share them
-EPOCHS = {"names": 40, "both": 60, "forms": 16}  # passes over the old facts, after which the base knows them
+EPOCHS = {"names": 40, "both": 60, "forms": 30}  # passes over the old facts, after which the base knows them
 
 # kind -> relation -> number of different answers
 KINDS = {
