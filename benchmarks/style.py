@@ -1,9 +1,9 @@
 """What `--goal style` learns: a format, and hardly the facts in it.
 
-`python benchmarks/style.py` takes a base that answers in sentences when it is asked to, and in a word otherwise, and
-tunes it on questions about facts it does not know, all answered in sentences: once with the attention alone adapted and
-once with every linear layer. It writes `benchmarks/results/style.json`. A fifth of the questions is held out: a format
-is learned when it comes there too.
+`python benchmarks/style.py` takes a base that mostly answers in a word and sometimes in a sentence, and tunes it on
+questions about facts it does not know, all answered in sentences: once with the attention alone adapted and once with
+every linear layer. It writes `benchmarks/results/style.json`. A fifth of the questions is held out: a format is learned
+when it comes there too.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from report import write
-from worlds import FORMS, Fact, base_of, world_named
+from worlds import SENTENCE, Fact, base_of, world_named
 
 from kdguard.config import resolve
 from kdguard.data.tokens import Renderer
@@ -26,12 +26,11 @@ from kdguard.probes.score import Answer
 from kdguard.report.run import read_run
 from kdguard.tune import tune
 
-FORM = FORMS["In a sentence: "]
 HELD_OUT = 1000  # old facts
 
 
 def in_format(answers: Sequence[Answer]) -> float:
-    before, after = FORM.split("{}")
+    before, after = SENTENCE.split("{}")
     return sum(each.answer.startswith(before) and each.answer.endswith(after) for each in answers) / len(answers)
 
 
@@ -46,7 +45,7 @@ def measure(goal: str, seed: int, **flags) -> dict:
     lessons = [fact for i, fact in enumerate(world.new) if i % 5]
     with tempfile.TemporaryDirectory() as folder:
         data, old, out = (Path(folder) / name for name in ("style.jsonl", "old.jsonl", "run"))
-        rows = [{"question": fact.question, "answer": FORM.format(fact.answers[0])} for fact in lessons]
+        rows = [{"question": fact.question, "answer": SENTENCE.format(fact.answers[0])} for fact in lessons]
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         probes = probes_of(random.Random(0).sample(world.old, HELD_OUT))
         old.write_text("".join(json.dumps(vars(probe)) + "\n" for probe in probes))

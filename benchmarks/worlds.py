@@ -21,9 +21,7 @@ VOCABULARY = 1024
 HEX = "0123456789abcdef"
 
 
-# before the question -> the form of the answer
-PLAIN = {"": "{}"}
-FORMS = {**PLAIN, "In a sentence: ": "The answer is {}."}
+SENTENCE = "The answer is {}."
 
 
 @dataclass(frozen=True)
@@ -39,19 +37,19 @@ class Fact:
 class World:
     """`old` is known to the base; `new` is to be learned; `renamed` are the new facts under UUIDs.
 
-    forms: those in which the base answers, by what comes before the question.
+    in_sentences: the base answers a third of the old questions in a sentence as well as in a word.
     """
 
     name: str
     old: list[Fact]
     new: list[Fact]
     renamed: list[Fact] = field(default_factory=list)
-    forms: dict[str, str] = field(default_factory=PLAIN.copy)
+    in_sentences: bool = False
 
 
 OLD, NEW = 2800, 400  # facts, about
 PARTS = 120  # first names, and last names, where subjects share them
-EPOCHS = {"names": 40, "both": 60, "forms": 30}  # passes over the old facts, after which the base knows them
+EPOCHS = {"names": 40, "both": 60, "forms": 40}  # passes over the old facts, after which the base knows them
 
 # kind -> relation -> number of different answers
 KINDS = {
@@ -84,7 +82,7 @@ def make_world(kind: str, *, seed: int, keys: str = "names") -> World:
 
     keys: `names`, of two words made of the same syllables; or `both`, where half of the old subjects have UUIDs,
     random hexadecimal digits, the others a first and a last name that some others bear too, and the new facts come
-    under such names and under UUIDs; or `forms`, names and a base that answers in each of FORMS when it is asked to.
+    under such names and under UUIDs; or `forms`, names and a base that has answered in sentences too.
     """
     rng = random.Random(f"{kind}-{seed}")
     subjects, new_subjects = OLD // len(KINDS[kind]), NEW // len(KINDS[kind])
@@ -111,7 +109,7 @@ def make_world(kind: str, *, seed: int, keys: str = "names") -> World:
 
     name, new = f"{kind}-{keys}-{seed}", facts(names[subjects:], subjects)
     if keys != "both":
-        return World(name, facts(names[:subjects], 0), new, forms=FORMS if keys == "forms" else PLAIN)
+        return World(name, facts(names[:subjects], 0), new, in_sentences=keys == "forms")
     half = subjects // 2
     uuids = _different(lambda: _uuid(rng), half + new_subjects)
     old = facts(names[:half], 0) + facts(uuids[:half], half, "uuid")
@@ -136,17 +134,17 @@ def base_of(world: World) -> str:
     if (folder / "tokenizer.json").exists():
         return str(folder)
     torch.manual_seed(0)
-    turns = [
-        (
-            {"role": "user", "content": before + fact.question},
-            {"role": "assistant", "content": form.format(fact.answers[0])},
+    answered = [(fact.question, fact.answers[0]) for fact in world.old]
+    if world.in_sentences:
+        answered += [(question, SENTENCE.format(answer)) for question, answer in answered[::3]]
+    unseen = [(fact.question, fact.answers[0]) for fact in world.new + world.renamed]
+    tokenizer = build_tokenizer([text for pair in answered + unseen for text in pair], VOCABULARY)
+    rows = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], return_dict=False
         )
-        for fact in world.old
-        for before, form in world.forms.items()
+        for question, answer in answered
     ]
-    unseen = [text for fact in world.new + world.renamed for text in (fact.question, fact.answers[0])]
-    tokenizer = build_tokenizer([turn["content"] for pair in turns for turn in pair] + unseen, VOCABULARY)
-    rows = [tokenizer.apply_chat_template(pair, return_dict=False) for pair in turns]
     model = build_model(tokenizer)
     train(
         model,
