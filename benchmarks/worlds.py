@@ -37,7 +37,7 @@ class Fact:
 class World:
     """`old` is known to the base; `new` is to be learned; `renamed` are the new facts under UUIDs.
 
-    in_sentences: the base answers a third of the old questions in a sentence as well as in a word.
+    in_sentences: the base has answered in a sentence now and then, once for three answers in a word.
     """
 
     name: str
@@ -49,7 +49,7 @@ class World:
 
 OLD, NEW = 2800, 400  # facts, about
 PARTS = 120  # first names, and last names, where subjects share them
-EPOCHS = {"names": 40, "both": 60, "forms": 40}  # passes over the old facts, after which the base knows them
+EPOCHS = {"names": 40, "both": 100, "forms": 40}  # passes over the old facts, after which the base knows them
 
 # kind -> relation -> number of different answers
 KINDS = {
@@ -134,21 +134,24 @@ def base_of(world: World) -> str:
     if (folder / "tokenizer.json").exists():
         return str(folder)
     torch.manual_seed(0)
-    answered = [(fact.question, fact.answers[0]) for fact in world.old]
-    if world.in_sentences:
-        answered += [(question, SENTENCE.format(answer)) for question, answer in answered[::3]]
+    facts = [(fact.question, fact.answers[0]) for fact in world.old]
+    sentences = [(question, SENTENCE.format(answer)) for question, answer in facts] if world.in_sentences else []
     unseen = [(fact.question, fact.answers[0]) for fact in world.new + world.renamed]
-    tokenizer = build_tokenizer([text for pair in answered + unseen for text in pair], VOCABULARY)
-    rows = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], return_dict=False
-        )
-        for question, answer in answered
-    ]
+    tokenizer = build_tokenizer([text for pair in facts + sentences + unseen for text in pair], VOCABULARY)
+    plain, long = (
+        [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], return_dict=False
+            )
+            for question, answer in pairs
+        ]
+        for pairs in (facts, sentences)
+    )
+    rng = random.Random(0)
     model = build_model(tokenizer)
     train(
         model,
-        lambda: rows,
+        lambda: plain + rng.sample(long, len(long) // 3),
         tokenizer.pad_token_id,
         epochs=EPOCHS[world.name.split("-")[1]],
         batch_size=64,
