@@ -124,7 +124,7 @@ def alone(function: Callable, *args):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=4096 if torch.cuda.is_available() else 256)
+    parser.add_argument("--tokens", type=int, default=4096 if torch.cuda.is_available() else 512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--heads", nargs="+", default=list(HEADS), choices=list(HEADS))
     args = parser.parse_args()

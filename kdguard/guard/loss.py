@@ -15,6 +15,8 @@ from torch import Tensor
 from kdguard.data import IGNORE
 from kdguard.model.head import Head
 
+_CHUNK = 2**25  # logits of one product: 64 MiB in bf16
+
 
 class GuardLoss(NamedTuple):
     """`loss` = `ce` + weight * temperature**2 * `kl`, all scalars in nats; only `loss` carries a gradient."""
@@ -52,7 +54,7 @@ def guard_loss(
     shares: (positions,), how much of `weight` each position has; 1 by default.
     n_targets, n_guarded: N and M. Give the counts over the whole optimiser step, all micro-batches and processes, and
         splitting a batch never changes the gradient; by default they are counted here.
-    chunk: positions at a time; by default as many as keep a chunk's logits at 64 MiB in bf16 on a GPU, 128 on a CPU.
+    chunk: positions at a time; by default as many as keep a chunk's logits at 64 MiB in bf16.
     """
     if teacher is None:
         at = labels != IGNORE
@@ -62,7 +64,7 @@ def guard_loss(
     n_targets = (labels != IGNORE).sum() if n_targets is None else n_targets
     n_guarded = len(labels) if n_guarded is None else n_guarded
     if chunk is None:
-        chunks = math.ceil(len(student) * len(head.weight) / _sizes(student.device)[0])
+        chunks = math.ceil(len(student) * len(head.weight) / _CHUNK)
         chunk = max(1, math.ceil(len(student) / max(1, chunks)))  # all of one size
     return GuardLoss(
         *_SharedHeadLoss.apply(
@@ -71,12 +73,9 @@ def guard_loss(
     )
 
 
-def _sizes(device: torch.device) -> tuple[int, int]:
-    """How many logits one product has, and on how many of them work in fp32 goes on at once.
-
-    GPUs have less memory, and need large pieces to be worth a call; a processor's caches need small ones.
-    """
-    return (2**26, 2**18) if device.type == "cpu" else (2**25, 2**22)
+def _piece(device: torch.device) -> int:
+    """Logits worked on at once in fp32: few enough for a processor's caches, enough for a GPU to be worth the call."""
+    return 2**18 if device.type == "cpu" else 2**22
 
 
 class _SharedHeadLoss(torch.autograd.Function):
@@ -91,7 +90,7 @@ class _SharedHeadLoss(torch.autograd.Function):
         n_guarded = torch.as_tensor(n_guarded, dtype=wide, device=student.device).clamp(min=1)
         shares = torch.ones_like(labels, dtype=wide) if shares is None else shares.to(wide)
         grad = torch.empty_like(student, dtype=wide) if student.requires_grad else None
-        piece = max(1, _sizes(student.device)[1] // len(head.weight))
+        piece = max(1, _piece(student.device) // len(head.weight))
         for start in range(0, len(student), chunk):
             rows = slice(start, start + chunk)
             product = head.product(student[rows])  # (chunk, vocabulary); its gradient takes its place, piece by piece

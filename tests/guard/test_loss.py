@@ -44,7 +44,7 @@ def reference(student, teacher, labels, head, weight, temperature, masked, share
 @pytest.mark.parametrize("head", ({}, {"softcap": 30.0}, {"scale": 0.25}, {"scale": 3.0, "softcap": 50.0}))
 def test_value_and_gradient_equal_the_double_precision_reference(masked, temperature, head, monkeypatch):
     """In chunks of 7 positions, worked on three at a time, neither of which divides the positions."""
-    monkeypatch.setattr(loss_module, "_sizes", lambda device: (0, 3 * VOCABULARY))
+    monkeypatch.setattr(loss_module, "_piece", lambda device: 3 * VOCABULARY)
     student, teacher, labels, ours = inputs(**head)
     out = guard_loss(student, teacher, labels, ours, weight=3.0, temperature=temperature, masked=masked, chunk=7)
     out.loss.backward()
