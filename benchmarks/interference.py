@@ -31,15 +31,10 @@ def table(results: list[dict]) -> str:
         for key in KEYS:
             mine = [row for row in results if (row["method"], row["new"]) == (method, key)]
             if mine:
-                learned, names, uuids, moved = (
-                    statistics.mean(find(row) for row in mine)
-                    for find in (
-                        lambda row: row["learned"],
-                        lambda row: row["old_name"]["forgotten"],
-                        lambda row: row["old_uuid"]["forgotten"],
-                        lambda row: row["old_name"]["hidden_drift"],
-                    )
-                )
+                learned = statistics.mean(row["learned"] for row in mine)
+                names = statistics.mean(row["old_name"]["forgotten"] for row in mine)
+                uuids = statistics.mean(row["old_uuid"]["forgotten"] for row in mine)
+                moved = statistics.mean(row["old_name"]["hidden_drift"] for row in mine)
                 lines.append(f"| {method} | {key}s | {learned:.1%} | {names:.1%} | {uuids:.1%} | {moved:.1%} |")
     return "\n".join(lines)
 
@@ -62,7 +57,7 @@ def main() -> None:
                         "seed": seed,
                         "new": key,
                         "learned": trained.learned,
-                        **{f"old_{old}": trained.forgotten(old) for old in KEYS},
+                        **{f"old_{old}": trained.figures(old) for old in KEYS},
                         "drift": trained.drift,
                         "seconds": trained.seconds,
                     }

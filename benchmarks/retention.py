@@ -9,6 +9,7 @@ Every method takes the same optimiser steps. Forgetting is counted on old facts 
 
 import argparse
 import json
+import math
 import random
 import statistics
 import tempfile
@@ -111,7 +112,7 @@ class Trained:
     seconds: float
     rehearsal_seconds: float
 
-    def forgotten(self, key: str = "") -> dict[str, float]:
+    def figures(self, key: str = "") -> dict[str, float]:
         """Known, forgotten and hidden drift over the held-out facts, or over those under one sort of key."""
         chosen = [i for i, fact in enumerate(self.held_out) if key in ("", fact.key)]
         known = sum(self.before[i] for i in chosen)
@@ -122,9 +123,7 @@ class Trained:
         }
 
 
-def train(
-    world: World, method: Method, seed: int, held_out: int = HELD_OUT, epochs: int = _DEFAULT["epochs"]
-) -> Trained:
+def train(world: World, method: Method, seed: int, held_out: int = HELD_OUT) -> Trained:
     """Tune the world's base with a method, and ask it for `held_out` old facts before and after."""
     base = load_base(base_of(world))
     renderer = Renderer(base.tokenizer)
@@ -140,7 +139,6 @@ def train(
         rehearsal=method.rehearsal,
         lr=method.lr * LEARNING_RATES.get(world.name, default_lr(base.model)),
         rank=method.rank,
-        epochs=epochs,
         micro_batch_size=16,
         seed=seed,
     )
@@ -252,7 +250,7 @@ def main() -> None:
         trained = train(world_named(world), METHODS[name], seed)
         found = {
             "learned": trained.learned,
-            **trained.forgotten(),
+            **trained.figures(),
             "drift": trained.drift,
             "seconds": trained.seconds,
             "rehearsal_seconds": trained.rehearsal_seconds,
@@ -284,20 +282,21 @@ def tables(results: list[dict]) -> str:
         "| world | plain SFT: learned | forgotten | kdguard: learned | forgotten (worst) | drift | moved | time |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    worlds = [world for world in WORLDS if any(row["world"] == world for row in results)]
+    methods = {world: [name for name in METHODS if _of(results, name, world)] for world in WORLDS}
+    pair = ("plain SFT", "kdguard's defaults")
+    worlds = [world for world in WORLDS if set(pair) <= set(methods[world])]
     for world in worlds:
-        plain, ours = (_mean(results, name, world) for name in ("plain SFT", "kdguard's defaults"))
+        plain, ours = (_mean(results, name, world) for name in pair)
         parts.append(
             f"| {world} | {plain['learned']:.1%} | {plain['forgotten']:.1%} | {ours['learned']:.1%} | "
             f"{ours['forgotten']:.2%} ({ours['worst']:.1%}) | {plain['drift']:.3f} → {ours['drift']:.3f} | "
             f"{plain['hidden_drift']:.1%} → {ours['hidden_drift']:.1%} | {ours['time']:.1f}x |"
         )
     for world in worlds:
-        there = [name for name in METHODS if any((row["method"], row["world"]) == (name, world) for row in results)]
-        if len(there) > 2:
+        if len(methods[world]) > 2:
             parts += ["", f"| on {world} | learned | forgotten (worst) | drift | states moved | time |"]
             parts += ["|---|---|---|---|---|---|"]
-            for name in there:
+            for name in methods[world]:
                 mean = _mean(results, name, world)
                 parts.append(
                     f"| {name} | {mean['learned']:.1%} | {mean['forgotten']:.2%} ({mean['worst']:.1%}) | "
@@ -306,14 +305,19 @@ def tables(results: list[dict]) -> str:
     return "\n".join(parts)
 
 
+def _of(results: list[dict], method: str, world: str) -> list[dict]:
+    return [row for row in results if (row["method"], row["world"]) == (method, world)]
+
+
 def _mean(results: list[dict], method: str, world: str) -> dict[str, float]:
     """Means over the seeds; the worst forgetting; and the median time over plain SFT's of the same seed."""
-    mine = [row for row in results if (row["method"], row["world"]) == (method, world)]
-    plain = {row["seed"]: row["seconds"] for row in results if (row["method"], row["world"]) == ("plain SFT", world)}
+    mine = _of(results, method, world)
+    plain = {row["seed"]: row["seconds"] for row in _of(results, "plain SFT", world)}
+    times = [row["seconds"] / plain[row["seed"]] for row in mine if row["seed"] in plain]
     return {
         **{key: statistics.mean(row[key] for row in mine) for key in ("learned", "forgotten", "drift", "hidden_drift")},
         "worst": max(row["forgotten"] for row in mine),
-        "time": statistics.median(row["seconds"] / plain[row["seed"]] for row in mine),
+        "time": statistics.median(times) if times else math.nan,
     }
 
 

@@ -97,17 +97,17 @@ class _SharedHeadLoss(torch.autograd.Function):
             teacher_product = None if teacher is None else head.product(teacher[rows])
             for first in range(0, len(product), piece):
                 here = slice(first, first + piece)
-                gold = labels[rows][here]
+                wanted = labels[rows][here]
                 logits = head.finish(product[here])
                 # The product below runs in the head's type: scaled so that 16-bit gradients do not underflow.
-                for_ce = (gold != IGNORE)[:, None] * (n_guarded / n_targets)
+                for_ce = (wanted != IGNORE)[:, None] * (n_guarded / n_targets)
                 if teacher_product is None:
-                    terms = _cross_entropy(logits, gold, for_ce)
+                    terms = _cross_entropy(logits, wanted, for_ce)
                 else:
                     share = shares[rows][here]
                     for_kl = weight * temperature**2 * share[:, None]
                     teacher_logits = head.finish(teacher_product[here])
-                    terms = _guarded(logits, teacher_logits, gold, masked, temperature, for_ce, for_kl)
+                    terms = _guarded(logits, teacher_logits, wanted, masked, temperature, for_ce, for_kl)
                     kl += (terms.kl * share).sum()
                 ce += terms.ce.sum()
                 product[here] = head.unfinish(terms.grad, logits)
