@@ -53,8 +53,9 @@ def measure(goal: str, seed: int, **flags) -> dict:
         report = tune(resolve({**settings, **flags}), Events())
         run = read_run(out)
         base = load_base(model)
-        load_tuned(base, out / "adapter")
         renderer = Renderer(base.tokenizer)
+        guessed = ask(base.model, renderer, probes_of(lessons))
+        load_tuned(base, out / "adapter")
         trained = ask(base.model, renderer, probes_of(lessons))
         unseen = ask(base.model, renderer, probes_of(world.new[::5]))
     return {
@@ -64,6 +65,7 @@ def measure(goal: str, seed: int, **flags) -> dict:
         "format_held_out": in_format(unseen),
         "format_old": in_format([pair.after for pair in run.probes]),
         "new_facts": sum(answer.correct for answer in trained) / len(trained),
+        "new_facts_before": sum(answer.correct for answer in guessed) / len(guessed),
         "forgotten": report["kept"]["forgetting"],
         "known": report["kept"]["known"],
         "seconds": report["cost"]["seconds"],
@@ -82,7 +84,7 @@ def main() -> None:
             print(
                 f"--goal {goal:5} seed {seed}  format {found['format']:.1%}, on held-out questions "
                 f"{found['format_held_out']:.1%}, on old ones {found['format_old']:.1%}  new facts "
-                f"{found['new_facts']:.1%}  forgotten {found['forgotten']:.2%}  {found['seconds']:.0f} s",
+                f"{found['new_facts']:.1%} (before: {found['new_facts_before']:.1%})  forgotten {found['forgotten']:.2%}  {found['seconds']:.0f} s",
                 flush=True,
             )
             write("style", results)

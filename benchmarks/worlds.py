@@ -37,7 +37,7 @@ class Fact:
 class World:
     """`old` is known to the base; `new` is to be learned; `renamed` are the new facts under UUIDs.
 
-    in_sentences: the base has answered in a sentence now and then, once for three answers in a word.
+    in_sentences: the base has answered in a sentence now and then, once for two answers in a word.
     """
 
     name: str
@@ -49,7 +49,7 @@ class World:
 
 OLD, NEW = 2800, 400  # facts, about
 PARTS = 120  # first names, and last names, where subjects share them
-EPOCHS = {"names": 40, "both": 100, "forms": 40}  # passes over the old facts, after which the base knows them
+EPOCHS = {"names": 40, "both": 100, "forms": 80}  # passes over the old facts, after which the base knows them
 
 # kind -> relation -> number of different answers
 KINDS = {
@@ -151,7 +151,7 @@ def base_of(world: World) -> str:
     model = build_model(tokenizer)
     train(
         model,
-        lambda: plain + rng.sample(long, len(long) // 3),
+        lambda: plain + rng.sample(long, len(long) // 2),
         tokenizer.pad_token_id,
         epochs=EPOCHS[world.name.split("-")[1]],
         batch_size=64,

@@ -22,15 +22,16 @@ TEXT, LINE, MARK, BAD, GOOD = COLOURS
 
 
 def plot_losses(losses: Sequence[dict[str, Any]]) -> str:
-    """Cross-entropy and KL of each step's `loss` event, in nats."""
-    figure, (above, below) = _figure(2)
-    steps = [event["step"] for event in losses]
-    above.plot(steps, [event["ce"] for event in losses], color=MARK)
-    above.set_ylabel("cross-entropy, nats")
-    below.plot(steps, [event["kl"] for event in losses], color=MARK)
-    below.set_ylabel("KL to the teacher, nats")
-    below.set_xlabel("step")
-    return _svg(figure, "cross-entropy on the targets and KL to the teacher, by step")
+    """Cross-entropy of each step's `loss` event and, in a guarded run, its KL to the teacher, in nats."""
+    drawn = {"ce": "cross-entropy, nats", "kl": "KL to teacher, nats"}
+    if not any(event["kl"] for event in losses):
+        del drawn["kl"]
+    figure, rows = _figure(len(drawn))
+    for axes, (key, label) in zip(rows, drawn.items(), strict=True):
+        axes.plot([event["step"] for event in losses], [event[key] for event in losses], color=MARK)
+        axes.set_ylabel(label)
+    rows[-1].set_xlabel("step")
+    return _svg(figure, "losses by step")
 
 
 def plot_watched(watched: Sequence[dict[str, Any]]) -> str:
@@ -63,7 +64,7 @@ def plot_dial(points: Sequence[dict[str, Any]], strength: float) -> str:
 
 def _figure(rows: int) -> tuple[Figure, Sequence[Axes]]:
     figure = Figure(figsize=(8, 1.8 * rows), layout="constrained")
-    axes = figure.subplots(rows, sharex=True)
+    axes = list(figure.subplots(rows, sharex=True, squeeze=False).flat)
     for each in axes:
         each.grid(color=LINE, linewidth=0.8)
         each.tick_params(colors=TEXT, length=0)
