@@ -3,12 +3,10 @@
 `python benchmarks/interference.py` takes one base that knows half of its facts under names and half under UUIDs, and
 trains it on the same new facts, once under names and once under UUIDs. It counts what was forgotten of the old facts
 under either, and how far the middle layer's states of the old names moved; it writes
-`benchmarks/results/interference.json` and prints the table. The question is that of arXiv 2604.15574 on localised
-interference, in small.
+`benchmarks/results/interference.json`. The question is that of arXiv 2604.15574 on localised interference, in small.
 """
 
 import argparse
-import statistics
 from dataclasses import asdict, replace
 
 import retention
@@ -19,24 +17,6 @@ from worlds import world_named
 FACTS = 100  # new ones: with more of them, plain SFT forgets nearly everything, whatever the keys
 METHODS = {name: retention.METHODS[name] for name in ("plain SFT", "kdguard's defaults")}
 KEYS = ("name", "uuid")
-
-
-def table(results: list[dict]) -> str:
-    """Markdown: a line a method and key of the new facts; means over seeds."""
-    lines = [
-        "| method | new facts under | learned | old names forgotten | old UUIDs forgotten | old names' states moved |",
-        "|---|---|---|---|---|---|",
-    ]
-    for method in METHODS:
-        for key in KEYS:
-            mine = [row for row in results if (row["method"], row["new"]) == (method, key)]
-            if mine:
-                learned = statistics.mean(row["learned"] for row in mine)
-                names = statistics.mean(row["old_name"]["forgotten"] for row in mine)
-                uuids = statistics.mean(row["old_uuid"]["forgotten"] for row in mine)
-                moved = statistics.mean(row["old_name"]["hidden_drift"] for row in mine)
-                lines.append(f"| {method} | {key}s | {learned:.1%} | {names:.1%} | {uuids:.1%} | {moved:.1%} |")
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -63,7 +43,12 @@ def main() -> None:
                     }
                 )
                 write("interference", results)
-                print(f"seed {seed}\n{table(results)}", flush=True)
+                names, uuids = (results[-1][f"old_{old}"]["forgotten"] for old in KEYS)
+                print(
+                    f"{name:20} seed {seed}  new facts under {key}s  learned {trained.learned:.1%}  "
+                    f"forgotten: {names:.1%} of old names, {uuids:.1%} of old UUIDs",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -1,17 +1,15 @@
 """How well it remembers: methods of training compared on worlds of invented facts and on the embedded model.
 
 `python benchmarks/retention.py` trains every method on every world and seed and writes
-`benchmarks/results/retention.json` after each; what is already there is not run again. `--table` prints the tables of
-what is there, `--methods "kdguard's defaults" "plain SFT" --worlds people-names-0 --seeds 0` takes a few.
+`benchmarks/results/retention.json` after each; what is already there is not run again.
+`--methods "kdguard's defaults" "plain SFT" --worlds people-names-0 --seeds 0` takes a few.
 
 Every method takes the same optimiser steps. Forgetting is counted on old facts that no method ever sees.
 """
 
 import argparse
 import json
-import math
 import random
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -153,7 +151,7 @@ def train(world: World, method: Method, seed: int, held_out: int = HELD_OUT) -> 
     if method.replay:
         extra = [_row(renderer, fact) for fact in seen]
     set_seed(seed)
-    model = add_adapter(base, rank=method.rank, attention_only=method.attention_only)
+    model = add_adapter(base, rank=method.rank, layers="attention" if method.attention_only else "all")
     collate = Collator(base.tokenizer.pad_token_id)
     guard = Guard(method.weight, method.temperature, method.masked, method.lesson)
     with tempfile.TemporaryDirectory() as out:
@@ -231,14 +229,10 @@ def _hidden_states(model: torch.nn.Module, renderer: Renderer, facts: Sequence[F
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--worlds", nargs="+", default=WORLDS)
+    parser.add_argument("--worlds", nargs="+", default=WORLDS, choices=WORLDS)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
-    parser.add_argument("--table", action="store_true", help="print the tables of the results that are there")
     args = parser.parse_args()
-    if args.table:
-        print(tables(_results()))
-        return
     todo = [
         (seed, name, world)
         for seed in args.seeds
@@ -257,6 +251,7 @@ def main() -> None:
         }
         results = [row for row in _results() if (row["method"], row["world"], row["seed"]) != (name, world, seed)]
         results.append({"method": name, **asdict(METHODS[name]), "world": world, "seed": seed, **found})
+        results.sort(key=lambda row: (WORLDS.index(row["world"]), list(METHODS).index(row["method"]), row["seed"]))
         write("retention", results)
         print(
             f"{done + 1}/{len(todo)}  {name:50} {world:15} seed {seed}  learned {found['learned']:.3f}  "
@@ -274,51 +269,6 @@ def _same(result: dict, name: str, world: str, seed: int) -> bool:
     """Whether a result is of this run, with the method as it is defined now."""
     settings = asdict(METHODS[name]).items()
     return (result["method"], result["world"], result["seed"]) == (name, world, seed) and settings <= result.items()
-
-
-def tables(results: list[dict]) -> str:
-    """Markdown: the defaults beside plain SFT on every world, then every method on the worlds that have them."""
-    parts = [
-        "| world | plain SFT: learned | forgotten | kdguard: learned | forgotten (worst) | drift | moved | time |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    methods = {world: [name for name in METHODS if _of(results, name, world)] for world in WORLDS}
-    pair = ("plain SFT", "kdguard's defaults")
-    worlds = [world for world in WORLDS if set(pair) <= set(methods[world])]
-    for world in worlds:
-        plain, ours = (_mean(results, name, world) for name in pair)
-        parts.append(
-            f"| {world} | {plain['learned']:.1%} | {plain['forgotten']:.1%} | {ours['learned']:.1%} | "
-            f"{ours['forgotten']:.2%} ({ours['worst']:.1%}) | {plain['drift']:.3f} → {ours['drift']:.3f} | "
-            f"{plain['hidden_drift']:.1%} → {ours['hidden_drift']:.1%} | {ours['time']:.1f}x |"
-        )
-    for world in worlds:
-        if len(methods[world]) > 2:
-            parts += ["", f"| on {world} | learned | forgotten (worst) | drift | states moved | time |"]
-            parts += ["|---|---|---|---|---|---|"]
-            for name in methods[world]:
-                mean = _mean(results, name, world)
-                parts.append(
-                    f"| {name} | {mean['learned']:.1%} | {mean['forgotten']:.2%} ({mean['worst']:.1%}) | "
-                    f"{mean['drift']:.4f} | {mean['hidden_drift']:.1%} | {mean['time']:.1f}x |"
-                )
-    return "\n".join(parts)
-
-
-def _of(results: list[dict], method: str, world: str) -> list[dict]:
-    return [row for row in results if (row["method"], row["world"]) == (method, world)]
-
-
-def _mean(results: list[dict], method: str, world: str) -> dict[str, float]:
-    """Means over the seeds; the worst forgetting; and the median time over plain SFT's of the same seed."""
-    mine = _of(results, method, world)
-    plain = {row["seed"]: row["seconds"] for row in _of(results, "plain SFT", world)}
-    times = [row["seconds"] / plain[row["seed"]] for row in mine if row["seed"] in plain]
-    return {
-        **{key: statistics.mean(row[key] for row in mine) for key in ("learned", "forgotten", "drift", "hidden_drift")},
-        "worst": max(row["forgotten"] for row in mine),
-        "time": statistics.median(times) if times else math.nan,
-    }
 
 
 if __name__ == "__main__":

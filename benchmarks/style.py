@@ -1,9 +1,9 @@
 """What `--goal style` learns: a format, and hardly the facts in it.
 
 `python benchmarks/style.py` takes a base that mostly answers in a word and sometimes in a sentence, and tunes it on
-questions about facts it does not know, all answered in sentences: once with the attention alone adapted and once with
-every linear layer. It writes `benchmarks/results/style.json`. A fifth of the questions is held out: a format is learned
-when it comes there too.
+questions about facts it does not know, all answered in sentences: once for style and once for the facts. It writes
+`benchmarks/results/style.json`. A fifth of the questions is held out: a format is learned when it comes there too. The
+goal's epochs, rate and layers were chosen on seeds 0 to 2, so it runs on others.
 """
 
 import argparse
@@ -61,11 +61,13 @@ def measure(goal: str, seed: int, **flags) -> dict:
     return {
         "goal": goal,
         "seed": seed,
+        "format_before": in_format(guessed),
         "format": in_format(trained),
         "format_held_out": in_format(unseen),
         "format_old": in_format([pair.after for pair in run.probes]),
         "new_facts": sum(answer.correct for answer in trained) / len(trained),
         "new_facts_before": sum(answer.correct for answer in guessed) / len(guessed),
+        "guessed": sum(answer.correct for answer in unseen) / len(unseen),
         "forgotten": report["kept"]["forgetting"],
         "known": report["kept"]["known"],
         "seconds": report["cost"]["seconds"],
@@ -74,7 +76,7 @@ def measure(goal: str, seed: int, **flags) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[3, 4, 5])
     args = parser.parse_args()
     results = []
     for seed in args.seeds:
@@ -84,7 +86,8 @@ def main() -> None:
             print(
                 f"--goal {goal:5} seed {seed}  format {found['format']:.1%}, on held-out questions "
                 f"{found['format_held_out']:.1%}, on old ones {found['format_old']:.1%}  new facts "
-                f"{found['new_facts']:.1%} (before: {found['new_facts_before']:.1%})  forgotten {found['forgotten']:.2%}  {found['seconds']:.0f} s",
+                f"{found['new_facts']:.1%} (before: {found['new_facts_before']:.1%})  forgotten "
+                f"{found['forgotten']:.2%}  {found['seconds']:.0f} s",
                 flush=True,
             )
             write("style", results)

@@ -37,7 +37,8 @@ class Fact:
 class World:
     """`old` is known to the base; `new` is to be learned; `renamed` are the new facts under UUIDs.
 
-    in_sentences: the base has answered in a sentence now and then, once for two answers in a word.
+    in_sentences: the base has answered what it knows in a sentence now and then, once for two answers in a word, and
+    guessed in a word about subjects that it never met twice.
     """
 
     name: str
@@ -48,8 +49,9 @@ class World:
 
 
 OLD, NEW = 2800, 400  # facts, about
+STRANGERS = 700  # rows an epoch about subjects that come once
 PARTS = 120  # first names, and last names, where subjects share them
-EPOCHS = {"names": 40, "both": 100, "forms": 80}  # passes over the old facts, after which the base knows them
+EPOCHS = {"names": 40, "both": 100, "forms": 60}  # passes over the old facts, after which the base knows them
 
 # kind -> relation -> number of different answers
 KINDS = {
@@ -138,22 +140,36 @@ def base_of(world: World) -> str:
     sentences = [(question, SENTENCE.format(answer)) for question, answer in facts] if world.in_sentences else []
     unseen = [(fact.question, fact.answers[0]) for fact in world.new + world.renamed]
     tokenizer = build_tokenizer([text for pair in facts + sentences + unseen for text in pair], VOCABULARY)
-    plain, long = (
-        [
+
+    def rows(pairs: list[tuple[str, str]]) -> list[list[int]]:
+        return [
             tokenizer.apply_chat_template(
                 [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], return_dict=False
             )
             for question, answer in pairs
         ]
-        for pairs in (facts, sentences)
-    )
+
+    plain, long = rows(facts), rows(sentences)
     rng = random.Random(0)
+    kind, keys, _ = world.name.split("-")
+    questions = list(KINDS[kind])
+
+    def epoch_rows() -> list[list[int]]:
+        if not world.in_sentences:
+            return plain
+        met_once = [
+            (question.format(_name(rng, words=2)), rng.choice(world.old[i :: len(questions)]).answers[0])
+            for i, question in enumerate(questions)
+            for _ in range(STRANGERS // len(questions))
+        ]
+        return plain + rng.sample(long, len(long) // 2) + rows(met_once)
+
     model = build_model(tokenizer)
     train(
         model,
-        lambda: plain + rng.sample(long, len(long) // 2),
+        epoch_rows,
         tokenizer.pad_token_id,
-        epochs=EPOCHS[world.name.split("-")[1]],
+        epochs=EPOCHS[keys],
         batch_size=64,
         lr=3e-3,
         seed=0,

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from kdguard.errors import InputError
 from kdguard.files import shipped
 
+STYLE = {"epochs": 2, "rehearsal": 0.0}  # what `--goal style` changes of the defaults, those of presets too
 DEFAULT_PRESET = "qwen2.5-7b"
 _SHIPPED = {"demo", "world"}  # names that mean what kdguard ships, whatever lies in the working folder
 _META = {"name", "license", "about"}  # keys of a preset that describe it and configure nothing
@@ -29,7 +30,8 @@ class TuneConfig(BaseModel):
     out: Path | None = Field(None, description="run folder [default: runs/<data>-<model>-<time>]")
     probes: list[str] = Field(["world"], description="pack's name or file of old-knowledge probes; repeatable")
     goal: Literal["facts", "style"] = Field(
-        "facts", description="`facts` adapts every linear layer; `style` attention only, which hardly learns facts"
+        "facts",
+        description="`facts` adapts every linear layer; `style` attention's output alone, which hardly learns facts",
     )
     guard: bool = Field(True, description="hold the tuned model to the base; without it, plain QLoRA")
     guard_weight: float = Field(12.0, ge=0, description="weight λ of the guard's KL beside the cross-entropy")
@@ -40,14 +42,16 @@ class TuneConfig(BaseModel):
         description="what the guard holds the tuned model to: the `base`, or `warmup`, a snapshot after one pass over "
         "the rows that the base already knows, for base models without the data's answer format",
     )
-    rehearsal: float = Field(1.0, ge=0, description="rehearsal rows, written by the base, per training row")
+    rehearsal: float = Field(
+        1.0, ge=0, description="rehearsal rows, written by the base, per training row [default: 1; for style 0]"
+    )
     budget: float | None = Field(
         None,
         ge=0,
         le=1,
         description="largest forgetting accepted, such as `1%`: some probes watch it; over it, exit code 3",
     )
-    epochs: int = Field(15, ge=1, description="passes over the training rows")
+    epochs: int = Field(15, ge=1, description="passes over the training rows [default: 15; for style 2]")
     lr: float | None = Field(
         None, gt=0, description="peak learning rate; warm-up 3 %, then cosine to 0 [default: by the model's width]"
     )
@@ -59,6 +63,11 @@ class TuneConfig(BaseModel):
     rank: int = Field(64, ge=1, description="LoRA rank; alpha equals it")
     quant: Literal["4bit", "8bit", "none"] = Field("4bit", description="quantisation of the base")
     seed: int = Field(0, ge=0, description="seed of the rows' order, the adapter and the rehearsal")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_goal(cls, values: Any) -> Any:
+        return {**STYLE, **values} if values.get("goal") == "style" else values
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -119,6 +128,8 @@ def resolve(
     preset = {key: value for key, value in available.get(chosen or "", {}).items() if key not in _META}
     if model is not None and preset and model != preset["model"]:
         preset.pop("revision", None)
+    if given.get("goal", from_file.get("goal")) == "style":
+        preset = {key: value for key, value in preset.items() if key not in STYLE}
     merged = {**preset, **from_file, **given, "preset": chosen}
     if "model" not in merged:
         raise InputError(

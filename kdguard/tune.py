@@ -68,7 +68,7 @@ def tune(
     rows = [renderer.row(example, config.max_length) for example in dataset.examples]
     events.emit("phase", name="load")
     base = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=tokenizer)
-    config = config.model_copy(update={"lr": config.lr or default_lr(base.model)})
+    config = config.model_copy(update={"lr": config.lr or default_lr(base.model, config.goal)})
     new = new_questions(dataset.examples, rows, config)
     plan = {
         "model": config.model,
@@ -121,7 +121,7 @@ def tune(
     for_drift, rehearsal = rehearsal[:DRIFT_ROWS], rehearsal[DRIFT_ROWS:]
 
     set_seed(config.seed)
-    model = add_adapter(base, rank=config.rank, attention_only=config.goal == "style")
+    model = add_adapter(base, rank=config.rank, layers="attention output" if config.goal == "style" else "all")
     collate = Collator(tokenizer.pad_token_id)
     arguments = training_arguments(config, checkpoints)
     guard = Guard(config.guard_weight if config.guard else 0.0, config.guard_temperature, config.guard_masked)

@@ -88,3 +88,11 @@ def test_a_config_is_loaded_safely(tmp_path):
     file.write_text("epochs: !!python/object/apply:os.getcwd []")
     with pytest.raises(InputError, match="not YAML"):
         resolve(FLAGS, file)
+
+
+def test_style_has_defaults_of_its_own_over_those_of_a_preset_and_under_what_is_said():
+    style = resolve({"data": "a.jsonl", "model": "demo", "goal": "style"})
+    assert (style.epochs, style.rehearsal, style.max_length) == (2, 0.0, presets()["demo"]["max_length"])
+    assert resolve({"data": "a.jsonl", "model": "demo", "goal": "style", "epochs": 7}).epochs == 7
+    assert TuneConfig(data="a.jsonl", model="demo", goal="style").epochs == 2
+    assert resolve({"data": "a.jsonl", "model": "demo"}).epochs == presets()["demo"]["epochs"]

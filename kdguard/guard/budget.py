@@ -20,7 +20,9 @@ from kdguard.model.load import save_adapter
 from kdguard.model.strength import scale_adapter
 from kdguard.probes.watch import Allowance, Settled
 
-LEAST, MOST = 0.5, 8.0  # how far the guard's weight is driven, as factors of the one it starts with
+LEAST = 0.5  # of the guard's weight at the start: how far it is driven down
+MOST = 24.0  # how far up; where it is heavier still, the lesson is not learned and goes on disturbing
+FALLING = 0.75  # forgetting that falls to this share of the last epoch's comes down by itself
 STEPS = 20  # of strength, on the way down to where the budget is kept
 
 
@@ -30,7 +32,9 @@ class BudgetKeeper(TrainerCallback):
     forgotten: asks the watched probes and counts the forgotten ones. folder: where that adapter and the history are
     kept, beside the checkpoints; a run that resumes goes on with them.
 
-    The weight doubles when more is forgotten than the allowance, and shrinks by a quarter when less than half of it is.
+    The weight rises when more is forgotten than the allowance and that is not falling, for much of what the first
+    epochs forget comes back: by the square root of how many times the allowance it is, at most by half. It shrinks by a
+    quarter when less than half of the allowance is forgotten.
     """
 
     def __init__(
@@ -74,11 +78,12 @@ class BudgetKeeper(TrainerCallback):
 
     def _next_weight(self, forgotten: int) -> float:
         weight = self.guard.weight
-        if forgotten > self.allowance.forgotten:
-            weight *= 2
+        before = self.history[-1]["forgotten"] if self.history else self.allowance.known
+        if forgotten > max(self.allowance.forgotten, FALLING * before):
+            weight *= min(1.5, (forgotten / max(self.allowance.forgotten, 1)) ** 0.5)
         elif forgotten < self.allowance.forgotten / 2:
             weight *= 0.75
-        return min(max(weight, LEAST * self.start), MOST * self.start)
+        return min(max(weight, LEAST * self.start), max(MOST, self.start))
 
 
 def settle(model: PeftModel, keeper: BudgetKeeper, step: int, learned: Callable[[], int]) -> Settled:

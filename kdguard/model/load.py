@@ -148,8 +148,17 @@ def load_tuned(base: Base, adapter: Path) -> PeftModel:
         ) from None
 
 
-def add_adapter(base: Base, *, rank: int, attention_only: bool = False) -> PeftModel:
-    """Put LoRA (alpha = rank, no dropout) on every linear layer of the decoder, or on its attention's alone.
+STYLE_LR = 1.4
+_ATTENTION = r"\b(self_)?att(n|ention)\b"
+LAYERS = {
+    "all": "",
+    "attention": _ATTENTION,
+    "attention output": _ATTENTION + r".*\b(o_proj|out_proj|c_proj|dense|wo)$",
+}
+
+
+def add_adapter(base: Base, *, rank: int, layers: str = "all") -> PeftModel:
+    """Put LoRA (alpha = rank, no dropout) on linear layers of the decoder: those that LAYERS has under `layers`.
 
     The output head and the embeddings stay frozen, for teacher and student share them, and so does whatever text does
     not pass through, such as a vision tower.
@@ -159,11 +168,7 @@ def add_adapter(base: Base, *, rank: int, attention_only: bool = False) -> PeftM
     linear = {
         name: module for name, module in base.model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))
     }
-    chosen = [
-        name
-        for name, module in linear.items()
-        if id(module) in inside and (not attention_only or re.search(r"\b(self_)?att(n|ention)\b", name))
-    ]
+    chosen = [name for name, module in linear.items() if id(module) in inside and re.search(LAYERS[layers], name)]
     if not chosen:
         raise InputError(f"{base.name}: found no attention layers to adapt in this architecture", "--goal facts")
     kinds = sorted({name.rsplit(".", 1)[-1] for name in chosen})
@@ -196,13 +201,16 @@ def save_adapter(model: PeftModel, folder: Path, adapter: str | None = None) -> 
     beside.rename(folder)
 
 
-def default_lr(model: PreTrainedModel) -> float:
+def default_lr(model: PreTrainedModel, goal: str = "facts") -> float:
     """A peak learning rate for LoRA on a network this wide, whatever its rank: 3e-4 at 4096, 2.5e-3 at 256.
+
+    Style is learned in two passes at a rate STYLE_LR times as high (`benchmarks/style.py`).
 
     Source: the fit 5e-5 * 10 * (2000 / hidden size)**0.781 of "LoRA Without Regret" (Schulman et al. 2025) for Llama;
     rounded to two digits.
     """
-    return float(f"{5e-4 * (2000 / model.config.get_text_config().hidden_size) ** 0.781:.1e}")
+    rate = 5e-4 * (2000 / model.config.get_text_config().hidden_size) ** 0.781
+    return float(f"{rate * (STYLE_LR if goal == 'style' else 1):.1e}")
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from scipy.stats import beta
 
-WATCHED_SHARE = 0.25
-MAX_WATCHED = 500
-SURE = 0.9  # how sure the watched probes have to make us that the budget is kept
+STEP = 50  # probes
+SURE = 0.8  # how sure the watched probes have to make us that the budget is kept
+ROOM = 0.6  # of the limit: how much the watched probes have to be able to allow
 
 T = TypeVar("T")
 
@@ -18,10 +18,11 @@ T = TypeVar("T")
 def split(probes: Sequence[T], seed: int, limit: float) -> tuple[list[T], list[T]]:
     """(watched, scored): a seeded sample of the probes, and the rest, both in their order.
 
-    WATCHED_SHARE of them up to MAX_WATCHED, or as many as the limit needs, but never more than half.
+    As many are watched as it takes for ROOM of the limit to be allowed, but never more than half of them: where fewer
+    watch, so little is allowed that a run well within the limit would be turned down for want of certainty.
     """
-    n = min(MAX_WATCHED, round(len(probes) * WATCHED_SHARE))
-    n = int(min(max(n, Allowance(limit, 0).needed), len(probes) // 2))
+    half = len(probes) // 2
+    n = next((n for n in range(STEP, half, STEP) if Allowance(limit, n).forgotten >= ROOM * limit * n > 0), half)
     watched = set(random.Random(seed).sample(range(len(probes)), n))
     return (
         [probe for i, probe in enumerate(probes) if i in watched],
@@ -51,7 +52,10 @@ class Allowance:
 
     @property
     def forgotten(self) -> int:
-        return max((k for k in range(self.known + 1) if self._bound(k) <= self.limit), default=0)
+        allowed = 0
+        while allowed < self.known and self._bound(allowed + 1) <= self.limit:
+            allowed += 1
+        return allowed
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def budget(settled: Settled, old: Kept) -> dict[str, Any]:
             f"{settled.allowance.needed:,} are needed" if limit else "no number is enough"
         )
     elif not met:
-        reason = "the watched probes kept it and the scored ones did not: one in ten such runs ends so by chance"
+        reason = "the watched probes kept it and the scored ones did not: one in five such runs ends so by chance"
     return {
         "limit": limit,
         "met": met,

@@ -18,28 +18,36 @@ from tests.guard.test_trainer import adapter
 
 def test_watched_and_scored_are_apart_and_together_everything():
     watched, scored = split(range(100), 3, 0.2)
-    assert len(watched) == 25 and sorted(watched + scored) == list(range(100))
+    assert len(watched) == 50 and sorted(watched + scored) == list(range(100))
     assert split(range(100), 3, 0.2) == (watched, scored) != split(range(100), 4, 0.2)
-    assert len(split(range(9000), 0, 0.01)[0]) == 500
 
 
-def test_a_strict_limit_watches_as_many_as_it_needs_up_to_half():
-    assert len(split(range(9000), 0, 0.003)[0]) == Allowance(0.003, 0).needed > 500
-    assert len(split(range(1000), 0, 0.003)[0]) == len(split(range(1000), 0, 0.0)[0]) == 500
+@pytest.mark.parametrize("limit", [0.003, 0.01, 0.05, 0.2])
+def test_so_many_watch_that_most_of_the_limit_is_allowed(limit):
+    """Fewer would turn a run down that is well within its budget, for want of certainty."""
+    n = len(split(range(20_000), 0, limit)[0])
+    assert Allowance(limit, n).forgotten >= 0.6 * limit * n and n < 10_000
+    assert n == 50 or Allowance(limit, n // 2).forgotten < 0.6 * limit * n / 2
+
+
+def test_never_more_than_half_watch():
+    for limit in (0.0, 0.001, 1.0):
+        assert len(split(range(1000), 0, limit)[0]) <= 500
+    assert len(split(range(1000), 0, 0.0)[0]) == 500
 
 
 @pytest.mark.parametrize(("limit", "known"), [(0.01, 500), (0.003, 2000), (0.05, 90)])
-def test_what_is_allowed_makes_nine_in_ten_sure(limit, known):
-    """Were the true share at the limit, so few forgotten would be seen in at most one run of ten."""
+def test_what_is_allowed_makes_four_in_five_sure(limit, known):
+    """Were the true share at the limit, so few forgotten would be seen in at most one run of five."""
     allowed = Allowance(limit, known).forgotten
-    assert binom.cdf(allowed, known, limit) <= 0.1 < binom.cdf(allowed + 1, known, limit)
+    assert binom.cdf(allowed, known, limit) <= 0.2 < binom.cdf(allowed + 1, known, limit)
 
 
 def test_too_few_probes_allow_nothing_and_say_how_many_are_needed():
     few = Allowance(0.01, 100)
     assert few.forgotten == 0 and few.needed > 100
     assert Allowance(0.01, few.needed).forgotten == 0
-    assert binom.pmf(0, few.needed, 0.01) <= 0.1 < binom.pmf(0, few.needed - 1, 0.01)
+    assert binom.pmf(0, few.needed, 0.01) <= 0.2 < binom.pmf(0, few.needed - 1, 0.01)
 
 
 def keeper(tmp_path, counts, weight=8.0):
@@ -53,22 +61,23 @@ def epoch_ends(budget, model, step, epoch=1.0):
 
 def test_the_weight_is_driven_up_and_down_within_bounds(tmp_path, demo):
     model = add_adapter(demo, rank=2)
-    budget = keeper(tmp_path, [9, 9, 9, 9, 1, 0, 0])
+    budget = keeper(tmp_path, [400, 300, 200, 160, 150, 149, 9, 8, 0, 0])
     weights = []
-    for step in range(7):
+    for step in range(10):
         epoch_ends(budget, model, step)
         weights.append(budget.guard.weight)
-    assert weights == [16, 32, 64, 64, 64, 48, 36]
+    # up where forgetting is over the allowance and does not fall by a quarter, down where it is far within
+    assert weights == pytest.approx([12, 12, 12, 18, 24, 24, 24, 24, 18, 13.5])
 
 
 def test_a_resumed_run_goes_on_with_the_weight_of_its_checkpoint(tmp_path, demo):
     model = add_adapter(demo, rank=2)
-    budget = keeper(tmp_path, [9, 9])
+    budget = keeper(tmp_path, [400, 400])
     epoch_ends(budget, model, 1)
     epoch_ends(budget, model, 2)
     again = keeper(tmp_path, [])
     again.on_train_begin(None, TrainerState(global_step=1), TrainerControl())
-    assert again.guard.weight == 16 and len(again.history) == 1
+    assert again.guard.weight == 12 and len(again.history) == 1
 
 
 def test_ctrl_c_within_an_epoch_is_not_its_end(tmp_path, demo):

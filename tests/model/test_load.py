@@ -70,10 +70,15 @@ def test_four_bit_is_four_bit(demo):
     assert all(module.weight.numel() * 2 == module.in_features * module.out_features for module in linears)
 
 
-def test_the_style_goal_adapts_attention_alone(demo):
-    model = add_adapter(demo, rank=4, attention_only=True)
-    names = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    assert names and all(".self_attn." in name for name in names)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_style_goal_adapts_what_attention_gives_out_and_no_more(tiny, architecture):
+    """The feed-forward layers are where facts are stored (arXiv 2604.15574); a format needs little."""
+    base = load_base(str(tiny(architecture)))
+    config = base.model.config.get_text_config()
+    model = add_adapter(base, rank=4, layers="attention output")
+    names = [name for name, weight in model.named_parameters() if weight.requires_grad and "lora_B" in name]
+    assert len(names) == config.num_hidden_layers and all("attn." in name for name in names)
+    assert all(model.get_parameter(name).shape[0] == config.hidden_size for name in names)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,190 @@
+"""The README's tables, from the results that the benchmarks wrote.
+
+`python benchmarks/tables.py` puts them between the README's `<!-- table -->` marks; `--check` only tells whether they
+are the same already.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent.parent / "README.md"
+PLAIN, OURS = "plain SFT", "kdguard's defaults"
+
+Row = dict[str, Any]
+
+
+def read(name: str) -> list[Row]:
+    return json.loads((RESULTS / f"{name}.json").read_text())["results"]
+
+
+def groups(rows: Iterable[Row], key: str) -> dict[str, list[Row]]:
+    """The rows by what they have under `key`, in the order in which that comes first."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row[key], []).append(row)
+    return found
+
+
+def mean(rows: Iterable[Row], key: str) -> float:
+    return statistics.mean(row[key] for row in rows)
+
+
+def worst(rows: Iterable[Row], key: str = "forgotten") -> float:
+    return max(row[key] for row in rows)
+
+
+def markdown(head: str, lines: Iterable[Iterable[str]]) -> str:
+    """A table; `head` names its columns, separated by bars."""
+    cells = [head.split("|"), ["---"] * len(head.split("|")), *lines]
+    return "\n".join(f"| {' | '.join(cell.strip() for cell in line)} |" for line in cells)
+
+
+def times(rows: list[Row]) -> dict[str, float]:
+    """Of each method, the median over the seeds of its seconds over plain SFT's."""
+    plain = {row["seed"]: row["seconds"] for row in rows if row["method"] == PLAIN}
+    return {
+        method: statistics.median(row["seconds"] / plain[row["seed"]] for row in mine)
+        for method, mine in groups(rows, "method").items()
+    }
+
+
+def worlds() -> str:
+    """The defaults beside plain SFT."""
+    lines = []
+    for world, rows in groups(read("retention"), "world").items():
+        of = groups(rows, "method")
+        plain, ours = of[PLAIN], of[OURS]
+        lines.append(
+            [
+                world.split("-")[0],
+                f"{mean(plain, 'learned'):.1%}",
+                f"{mean(plain, 'forgotten'):.1%}",
+                f"{mean(ours, 'learned'):.1%}",
+                f"{mean(ours, 'forgotten'):.2%} ({worst(ours):.1%})",
+                f"{mean(plain, 'drift'):.3f} → {mean(ours, 'drift'):.3f}",
+                f"{mean(plain, 'hidden_drift'):.1%} → {mean(ours, 'hidden_drift'):.1%}",
+                f"{times(rows)[OURS]:.1f}x",
+            ]
+        )
+    return markdown("world|plain SFT: learned|forgotten|kdguard: learned|forgotten (worst)|drift|moved|time", lines)
+
+
+def methods() -> str:
+    """Every method on the world that has them all."""
+    rows = groups(read("retention"), "world")["mixed-names-0"]
+    lines = [
+        [
+            method,
+            f"{mean(mine, 'learned'):.1%}",
+            f"{mean(mine, 'forgotten'):.2%} ({worst(mine):.1%})",
+            f"{mean(mine, 'drift'):.3f}",
+            f"{mean(mine, 'hidden_drift'):.1%}",
+            f"{times(rows)[method]:.1f}x",
+        ]
+        for method, mine in groups(rows, "method").items()
+    ]
+    return markdown("method|learned|forgotten (worst)|drift|moved|time", lines)
+
+
+def interference() -> str:
+    """What new facts under names, and under UUIDs, do to old ones under either."""
+    lines = [
+        [
+            method,
+            f"{key}s",
+            f"{mean(mine, 'learned'):.1%}",
+            *(f"{statistics.mean(row[old]['forgotten'] for row in mine):.1%}" for old in ("old_name", "old_uuid")),
+            f"{statistics.mean(row['old_name']['hidden_drift'] for row in mine):.1%}",
+        ]
+        for method, rows in groups(read("interference"), "method").items()
+        for key, mine in groups(rows, "new").items()
+    ]
+    return markdown("method|new facts under|learned|old names forgotten|old UUIDs forgotten|old names moved", lines)
+
+
+def style() -> str:
+    """What each goal makes of rows in a new format."""
+    lines = [
+        [
+            f"`--goal {goal}`",
+            f"{mean(mine, 'format'):.1%} ({mean(mine, 'format_held_out'):.1%})",
+            f"{mean(mine, 'new_facts'):.1%} ({mean(mine, 'new_facts_before'):.1%})",
+            f"{mean(mine, 'forgotten'):.2%} ({worst(mine):.1%})",
+        ]
+        for goal, mine in groups(read("style"), "goal").items()
+    ]
+    return markdown("goal|format (on held-out questions)|new facts (guessed by the base)|forgotten (worst)", lines)
+
+
+def budget() -> str:
+    """Budgets kept and what that cost."""
+    lines = [
+        [
+            case,
+            f"{sum(row['met'] for row in mine)} of {len(mine)} seeds",
+            f"{mean(mine, 'forgetting'):.2%} ({worst(mine, 'forgetting'):.1%})",
+            f"{mean(mine, 'learned'):.1%}",
+        ]
+        for case, mine in groups(read("budget"), "case").items()
+    ]
+    return markdown("guard|budget kept|forgotten (worst)|learned", lines)
+
+
+def step() -> str:
+    """A step with the guard over one without."""
+    lines = [
+        [mode, *(f"{row['over_guard_off']:.2f}" for row in sorted(mine, key=lambda row: row["checkpointing"]))]
+        for mode, mine in groups(read("step-cpu"), "mode").items()
+    ]
+    return markdown("a step's time|without activation checkpointing|with", lines)
+
+
+def loss() -> str:
+    """The loss beside its peers."""
+    lines = [
+        [
+            name,
+            *(
+                f"{row['seconds']:.2f} s, {row['peak_mib']:,.0f} MiB ({row['peak_mib_at_twice_the_tokens']:,.0f})"
+                for row in mine
+            ),
+        ]
+        for name, mine in groups(read("loss-cpu"), "loss").items()
+    ]
+    return markdown("|".join(["loss", *groups(read("loss-cpu"), "head")]), lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    each.__name__: each for each in (worlds, methods, interference, style, budget, step, loss)
+}
+
+
+def filled(text: str) -> str:
+    """The text with every table between `<!-- table NAME -->` and `<!-- end -->` as the results have it."""
+    return re.sub(
+        r"(<!-- table (\w+) -->\n).*?(<!-- end -->)",
+        lambda mark: f"{mark[1]}\n{TABLES[mark[2]]()}\n\n{mark[3]}",
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="exit 1 where a table would change")
+    args = parser.parse_args()
+    text = README.read_text(encoding="utf-8")
+    if args.check:
+        sys.exit(filled(text) != text and "README.md: its tables are not those of benchmarks/results; run this again")
+    README.write_text(filled(text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
