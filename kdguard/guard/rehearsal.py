@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from kdguard.data import IGNORE
 from kdguard.data.tokens import Renderer, Row
 from kdguard.files import write_whole
-from kdguard.probes.answer import batch_rows, generate
+from kdguard.probes.answer import ArithmeticSampling, batch_rows, generate
 
 REHEARSAL = "rehearsal.jsonl"  # beside the checkpoints
 ROUNDS = 4  # how often `n` questions are written, at most
@@ -61,7 +61,12 @@ def rehearse(
             rng.shuffle(codes)
             for these in _batches(codes, batch_size):
                 written = generate(
-                    model, renderer, [prefix] * len(these), max_new_tokens=max_new_tokens, codes=these, stop=stop
+                    model,
+                    renderer,
+                    [prefix] * len(these),
+                    max_new_tokens=max_new_tokens,
+                    processors=[ArithmeticSampling(these)],
+                    stop=stop,
                 )
                 questions.update(dict.fromkeys(map(tuple, written)))
                 progress(min(len(questions), n), total)

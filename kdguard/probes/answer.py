@@ -1,5 +1,7 @@
-"""Greedy and sampled answers in batches. Before and after are asked in the same batches: in 16 bits the shape of a
-batch can change an answer."""
+"""Greedy answers, chosen ones and sampled ones, in batches.
+
+Before and after are asked in the same batches: in 16 bits the shape of a batch can change an answer.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +25,9 @@ def ask(
     max_new_tokens: int = MAX_NEW_TOKENS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Answer]:
-    """Answer every probe greedily, in batches of similar length; the answers come in the order of the probes.
+    """Answer every probe, in batches of similar length; the answers come in the order of the probes.
+
+    A probe with choices is answered with the likeliest of them, every other one greedily.
 
     max_new_tokens: room for an answer; a probe whose accepted answers are longer gets room for them, up to 512.
     """
@@ -31,21 +35,79 @@ def ask(
         renderer.ids(probe.messages or [{"role": "user", "content": probe.question}], prompt=True) for probe in probes
     ]
     room = [_room(renderer, probe, max_new_tokens) for probe in probes]
-    order = sorted(range(len(prompts)), key=lambda i: (room[i], len(prompts[i])))
-    texts = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: (bool(probes[i].choices), room[i], len(prompts[i])))
+    chosen = next((at for at, i in enumerate(order) if probes[i].choices), len(order))
+    answers: dict[int, Answer] = {}
     progress(0, len(order))
-    done = 0
-    while done < len(order):
-        batch = _batch(model, order[done:], room, prompts)
-        replies = generate(model, renderer, [prompts[i] for i in batch], max_new_tokens=room[batch[0]])
-        for i, ids in zip(batch, replies, strict=True):
-            texts[i] = renderer.tokenizer.decode(ids, skip_special_tokens=True).strip()
-        done += len(batch)
-        progress(done, len(order))
-    return [
-        Answer(probe.id, probe.category, probe.question, probe.answers, text, is_correct(text, probe.answers))
-        for probe, text in zip(probes, texts, strict=True)
-    ]
+    while len(answers) < chosen:
+        batch = _batch(model, order[len(answers) : chosen], room, prompts)
+        confidence = Confidence()
+        replies = generate(
+            model,
+            renderer,
+            [prompts[i] for i in batch],
+            max_new_tokens=room[batch[0]],
+            processors=[confidence],
+        )
+        for i, ids, shares in zip(batch, replies, confidence.rows(), strict=True):
+            probe, text = probes[i], renderer.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            answers[i] = Answer(
+                probe.id,
+                probe.category,
+                probe.question,
+                probe.answers,
+                text,
+                is_correct(text, probe.answers),
+                tokens=_pieces(renderer, ids, shares),
+            )
+        progress(len(answers), len(order))
+    for i in order[chosen:]:
+        probe = probes[i]
+        text, share = _choose(model, renderer, prompts[i], probe.choices)
+        right = text in probe.answers
+        answers[i] = Answer(
+            probe.id, probe.category, probe.question, probe.answers, text, right, tokens=((text, share),)
+        )
+        progress(len(answers), len(order))
+    return [answers[i] for i in range(len(probes))]
+
+
+def _choose(
+    model: PreTrainedModel, renderer: Renderer, prompt: Sequence[int], choices: Sequence[str]
+) -> tuple[str, float]:
+    """The choice with the highest log-probability a byte as the reply to `prompt`, and its share among them.
+
+    This is `acc_norm` of lm-evaluation-harness: per byte, for longer texts are less likely whatever they say.
+    """
+    replies = [renderer.tokenizer(choice, add_special_tokens=False)["input_ids"] for choice in choices]
+    width = max(map(len, replies))
+    pad = renderer.tokenizer.pad_token_id
+    ids = torch.tensor([[*prompt, *reply, *[pad] * (width - len(reply))] for reply in replies], device=model.device)
+    mask = torch.tensor(
+        [[1] * (len(prompt) + len(reply)) + [0] * (width - len(reply)) for reply in replies], device=model.device
+    )
+    with torch.no_grad(), _evaluating(model):
+        logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=width + 1).logits[:, :-1]
+    each = logits.float().log_softmax(-1).gather(-1, ids[:, -width:, None])[..., 0]  # (choices, width)
+    scores = (each * mask[:, -width:]).sum(-1)
+    scores = scores / torch.tensor([len(choice.encode()) for choice in choices], device=scores.device)
+    best = int(scores.argmax())
+    return choices[best], round(scores.softmax(-1)[best].item(), 4)
+
+
+def _pieces(renderer: Renderer, ids: Sequence[int], shares: Sequence[float]) -> tuple[tuple[str, float], ...]:
+    """The text of each token with its probability; a character of several tokens has the smallest of theirs."""
+    pieces: list[tuple[str, float]] = []
+    waiting: list[int] = []
+    least = 1.0
+    for token, share in zip(ids, shares, strict=False):
+        waiting.append(token)
+        least = min(least, share)
+        text = renderer.tokenizer.decode(waiting, skip_special_tokens=True)
+        if not text.endswith("\ufffd"):
+            pieces.append((text, round(least, 4)))
+            waiting, least = [], 1.0
+    return tuple(pieces)
 
 
 def batch_rows(model: PreTrainedModel, tokens: int) -> int:
@@ -86,12 +148,12 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    codes: Sequence[float] | None = None,
+    processors: Sequence[LogitsProcessor] = (),
     stop: Sequence[int] = (),
 ) -> list[list[int]]:
-    """Continue each prompt until its end of turn; the end is left out. Greedily, or by `codes` at temperature 1.
+    """Continue each prompt greedily until its end of turn; the end is left out.
 
-    codes: one in [0, 1) a prompt; see ArithmeticSampling. stop: further token ids that end an answer.
+    processors: see ArithmeticSampling and Confidence. stop: further token ids that end an answer.
     """
     ends = {renderer.end_of_turn, *stop}
     eos = model.generation_config.eos_token_id
@@ -106,12 +168,27 @@ def generate(
             attention_mask=mask,
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            logits_processor=[] if codes is None else [ArithmeticSampling(torch.tensor(codes, dtype=torch.float64))],
+            logits_processor=list(processors),
             eos_token_id=sorted(ends),
             pad_token_id=pad,
             use_cache=True,
         )
     return [_until(row, ends) for row in output[:, width:].tolist()]
+
+
+class Confidence(LogitsProcessor):
+    """Keeps the probability of each greedy token."""
+
+    def __init__(self) -> None:
+        self.steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.steps.append(scores.float().softmax(-1).amax(-1))
+        return scores
+
+    def rows(self) -> list[list[float]]:
+        """(rows, steps), those after an answer's end included."""
+        return torch.stack(self.steps, 1).tolist()
 
 
 class ArithmeticSampling(LogitsProcessor):
@@ -121,13 +198,13 @@ class ArithmeticSampling(LogitsProcessor):
     together spread over the distribution: of n, a sequence of probability p comes at least floor(n p) times, where
     independent samples would leave it out with probability (1 - p)^n.
 
-    Source: arithmetic sampling (Vilnis et al., arXiv 2210.15458). codes: (rows,) in float64. A code that has been read
-    to the last of its bits goes on as a fresh one.
+    Source: arithmetic sampling (Vilnis et al., arXiv 2210.15458). codes: one a row. A code that has been read to the
+    last of its bits goes on as a fresh one.
     """
 
-    def __init__(self, codes: Tensor) -> None:
-        self.codes = codes
-        self.left = torch.ones_like(codes)  # the width of the interval that is still told apart
+    def __init__(self, codes: Sequence[float]) -> None:
+        self.codes = torch.tensor(codes, dtype=torch.float64)
+        self.left = torch.ones_like(self.codes)  # the width of the interval that is still told apart
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         self.codes, self.left = self.codes.to(scores.device), self.left.to(scores.device)

@@ -1,4 +1,4 @@
-"""Probe packs: JSONL files of questions with every accepted answer."""
+"""Probe packs: files of questions with every accepted answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,21 +9,31 @@ from kdguard.errors import InputError
 
 PACKS = Path(__file__).parent / "packs"
 _EXPECTED = '{"id": "capital-france", "category": "geography", "question": "...", "answers": ["Paris"]}'
+_LISTS = ("answers", "choices")
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A question with its accepted answers; `messages` are the turns to answer when it is more than the question."""
+    """A question with its accepted answers.
+
+    choices: what a multiple-choice probe offers, one of which is the answer. messages: the turns to answer, where that
+    is more than the question.
+    """
 
     id: str
     category: str
     question: str
     answers: tuple[str, ...]
+    choices: tuple[str, ...] = ()
     messages: tuple[dict[str, str], ...] = ()
 
 
 def load_probes(names: Sequence[str]) -> list[Probe]:
-    """The probes of several packs, each a shipped pack's name or a JSONL file. Raises InputError by `file:line`."""
+    """The probes of several packs, each a shipped pack's name or a JSONL, JSON or CSV file.
+
+    In a CSV file `|` stands between accepted answers and between choices. A probe without an id is called by its file
+    and line, one without a category by its file. Raises InputError by `file:line`.
+    """
     probes: list[Probe] = []
     seen: dict[str, str] = {}
     for name in names:
@@ -36,7 +46,7 @@ def load_probes(names: Sequence[str]) -> list[Probe]:
                 f"{name}: no such probe pack or file", f"--probes FILE.jsonl, or a shipped pack: {shipped}"
             )
         for where, row in read_rows(path):
-            probe = _probe(row, where)
+            probe = _probe(row, where, path)
             if probe.id in seen:
                 raise InputError(f"{where}: found the id {probe.id!r} again, first in {seen[probe.id]}", "rename one")
             seen[probe.id] = where
@@ -44,15 +54,30 @@ def load_probes(names: Sequence[str]) -> list[Probe]:
     return probes
 
 
-def _probe(row: object, where: str) -> Probe:
+def _probe(row: object, where: str, path: Path) -> Probe:
     if not isinstance(row, dict):
         raise InputError(f"{where}: found {type(row).__name__}, expected {_EXPECTED}", "one probe a line")
+    row = {"id": f"{path.stem}-{where.rpartition(':')[2]}", "category": path.stem, **row}
+    if path.suffix.lower() == ".csv":
+        row |= {key: [text.strip() for text in row[key].split("|")] for key in _LISTS if row.get(key)}
     for key in ("id", "category", "question"):
         if not isinstance(row.get(key), str) or not row[key].strip():
             raise InputError(
                 f"{where}: found no text in {key!r}, expected {_EXPECTED}", "fill it in or delete the line"
             )
-    answers = row.get("answers")
-    if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
-        raise InputError(f"{where}: found {answers!r} in 'answers', expected a list of texts", 'such as ["Paris"]')
-    return Probe(row["id"], row["category"], row["question"], tuple(answers))
+    for key in _LISTS[: 2 if row.get("choices") else 1]:
+        texts = row.get(key)
+        if (
+            not isinstance(texts, list)
+            or not texts
+            or not all(isinstance(text, str) and text.strip() for text in texts)
+        ):
+            raise InputError(f"{where}: found {texts!r} in {key!r}, expected a list of texts", 'such as ["Paris"]')
+    answers, choices = tuple(row["answers"]), tuple(row.get("choices") or ())
+    if choices and (len(set(choices)) < max(2, len(choices)) or not set(answers) <= set(choices)):
+        raise InputError(
+            f"{where}: found the choices {list(choices)} for the answer {answers[0]!r}, expected two or more different "
+            "ones, the answer among them",
+            '"choices": ["Paris", "Rome"], "answers": ["Paris"]',
+        )
+    return Probe(row["id"], row["category"], row["question"], answers, choices)

@@ -12,7 +12,11 @@ _SHORT = 3  # letters
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's greedy answer to a probe. `level` is its SliCK knowledge level where that was measured."""
+    """A model's answer to a probe: its greedy one, or the likeliest of the probe's choices.
+
+    `level` is its SliCK knowledge level where that was measured. `tokens` are the answer's pieces of text, each with
+    the probability that the model gave it.
+    """
 
     id: str
     category: str
@@ -21,6 +25,7 @@ class Answer:
     answer: str
     correct: bool
     level: str | None = None
+    tokens: tuple[tuple[str, float], ...] = ()
 
 
 def normalise(text: str, *, fold: bool = True) -> str:

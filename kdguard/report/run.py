@@ -71,7 +71,10 @@ def write_answers(path: Path, answers: Iterable[Answer]) -> None:
 
 def read_answers(path: Path) -> list[Answer]:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    return [Answer(**{**row, "answers": tuple(row["answers"])}) for row in rows]
+    return [
+        Answer(**{**row, "answers": tuple(row["answers"]), "tokens": tuple(map(tuple, row.get("tokens", ())))})
+        for row in rows
+    ]
 
 
 def read_pairs(folder: Path) -> list[Pair]:

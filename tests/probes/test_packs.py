@@ -50,3 +50,23 @@ def test_an_unknown_pack_names_the_shipped_ones():
     with pytest.raises(InputError, match="wrld: no such probe pack") as caught:
         load_probes(["wrld"])
     assert "world" in caught.value.hint
+
+
+def test_a_csv_pack_and_what_may_be_left_out(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text('question,answers,choices\nWho?,Ann | Anna,\n"Cold, or hot?",cold,cold|hot\n')
+    one, two = load_probes([str(path)])
+    assert (one.id, one.category, one.answers, one.choices) == ("mine-2", "mine", ("Ann", "Anna"), ())
+    assert (two.id, two.answers, two.choices) == ("mine-3", ("cold",), ("cold", "hot"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"choices": ["x"]}, {"choices": ["y", "z"]}, {"choices": ["x", "y", "x"]}, {"answers": ["x", "q"]}],
+    ids=["one", "not the answer", "twice", "an answer that is not offered"],
+)
+def test_choices_have_to_hold_the_answer(tmp_path, change):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps(PROBE | {"choices": ["x", "y"]} | change))
+    with pytest.raises(InputError, match=r"mine\.jsonl:1: found the choices .* expected two or more different ones"):
+        load_probes([str(path)])
