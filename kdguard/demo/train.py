@@ -30,7 +30,7 @@ CHAT_TEMPLATE = (
 
 
 def write_pack(facts: list[Fact], path: Path) -> None:
-    """Write the facts as a probe pack, each in the first phrasing of its relation."""
+    """Write the facts as a probe pack, each in the first phrasing of its relation and in all that the model saw."""
     with open(path, "w", encoding="utf-8") as file:
         for fact in facts:
             probe = {
@@ -38,6 +38,7 @@ def write_pack(facts: list[Fact], path: Path) -> None:
                 "category": fact.category,
                 "question": fact.questions[0],
                 "answers": list(fact.answers),
+                "rephrased": [q for i, q in enumerate(fact.questions) if i not in (0, fact.held_out)],
             }
             file.write(json.dumps(probe, ensure_ascii=False) + "\n")
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, PreTrainedModel
+from transformers import LogitsProcessor, PreTrainedModel, TemperatureLogitsWarper
 
 from kdguard.data.tokens import Renderer
 from kdguard.probes.packs import Probe
@@ -23,6 +23,9 @@ def ask(
     probes: Sequence[Probe],
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    few_shot: Sequence[str] = (),
+    temperature: float = 0.0,
+    codes: Sequence[float] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Answer]:
     """Answer every probe, in batches of similar length; the answers come in the order of the probes.
@@ -30,9 +33,11 @@ def ask(
     A probe with choices is answered with the likeliest of them, every other one greedily.
 
     max_new_tokens: room for an answer; a probe whose accepted answers are longer gets room for them, up to 512.
+    few_shot: plain texts to continue, one a probe, in place of the probe in the chat template.
+    temperature, codes: above 0, answers are sampled, by one code in [0, 1) a probe; see ArithmeticSampling.
     """
-    prompts = [
-        renderer.ids(probe.messages or [{"role": "user", "content": probe.question}], prompt=True) for probe in probes
+    prompts = [renderer.tokenizer(text)["input_ids"] for text in few_shot] or [
+        renderer.ids(probe.messages or [{"role": "user", "content": probe.text}], prompt=True) for probe in probes
     ]
     room = [_room(renderer, probe, max_new_tokens) for probe in probes]
     order = sorted(range(len(prompts)), key=lambda i: (bool(probes[i].choices), room[i], len(prompts[i])))
@@ -42,12 +47,15 @@ def ask(
     while len(answers) < chosen:
         batch = _batch(model, order[len(answers) : chosen], room, prompts)
         confidence = Confidence()
+        sampling = (
+            [TemperatureLogitsWarper(temperature), ArithmeticSampling([codes[i] for i in batch])] if temperature else []
+        )
         replies = generate(
             model,
             renderer,
             [prompts[i] for i in batch],
             max_new_tokens=room[batch[0]],
-            processors=[confidence],
+            processors=[*sampling, confidence],
         )
         for i, ids, shares in zip(batch, replies, confidence.rows(), strict=True):
             probe, text = probes[i], renderer.tokenizer.decode(ids, skip_special_tokens=True).strip()
@@ -63,7 +71,7 @@ def ask(
         progress(len(answers), len(order))
     for i in order[chosen:]:
         probe = probes[i]
-        text, share = _choose(model, renderer, prompts[i], probe.choices)
+        text, share = _choose(model, renderer, prompts[i], probe.choices, " " if few_shot else "")
         right = text in probe.answers
         answers[i] = Answer(
             probe.id, probe.category, probe.question, probe.answers, text, right, tokens=((text, share),)
@@ -73,13 +81,15 @@ def ask(
 
 
 def _choose(
-    model: PreTrainedModel, renderer: Renderer, prompt: Sequence[int], choices: Sequence[str]
+    model: PreTrainedModel, renderer: Renderer, prompt: Sequence[int], choices: Sequence[str], before: str
 ) -> tuple[str, float]:
     """The choice with the highest log-probability a byte as the reply to `prompt`, and its share among them.
 
-    This is `acc_norm` of lm-evaluation-harness: per byte, for longer texts are less likely whatever they say.
+    before: a space, where the prompt is plain text.
+
+    That is `acc_norm` of lm-evaluation-harness: per byte, for longer texts are less likely whatever they say.
     """
-    replies = [renderer.tokenizer(choice, add_special_tokens=False)["input_ids"] for choice in choices]
+    replies = [renderer.tokenizer(before + choice, add_special_tokens=False)["input_ids"] for choice in choices]
     width = max(map(len, replies))
     pad = renderer.tokenizer.pad_token_id
     ids = torch.tensor([[*prompt, *reply, *[pad] * (width - len(reply))] for reply in replies], device=model.device)

@@ -9,15 +9,15 @@ from kdguard.errors import InputError
 
 PACKS = Path(__file__).parent / "packs"
 _EXPECTED = '{"id": "capital-france", "category": "geography", "question": "...", "answers": ["Paris"]}'
-_LISTS = ("answers", "choices")
+_LISTS = ("answers", "choices", "rephrased")
 
 
 @dataclass(frozen=True)
 class Probe:
     """A question with its accepted answers.
 
-    choices: what a multiple-choice probe offers, one of which is the answer. messages: the turns to answer, where that
-    is more than the question.
+    choices: what a multiple-choice probe offers, one of which is the answer. rephrased: the question in other words,
+    to tell how well it is known. messages: the turns to answer, where that is more than the question.
     """
 
     id: str
@@ -25,14 +25,20 @@ class Probe:
     question: str
     answers: tuple[str, ...]
     choices: tuple[str, ...] = ()
+    rephrased: tuple[str, ...] = ()
     messages: tuple[dict[str, str], ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The question as it is asked: with its choices, a line each."""
+        return "\n- ".join((self.question, *self.choices))
 
 
 def load_probes(names: Sequence[str]) -> list[Probe]:
     """The probes of several packs, each a shipped pack's name or a JSONL, JSON or CSV file.
 
-    In a CSV file `|` stands between accepted answers and between choices. A probe without an id is called by its file
-    and line, one without a category by its file. Raises InputError by `file:line`.
+    In a CSV file `|` stands between accepted answers, between choices and between rephrased questions. A probe without
+    an id is called by its file and line, one without a category by its file. Raises InputError by `file:line`.
     """
     probes: list[Probe] = []
     seen: dict[str, str] = {}
@@ -65,7 +71,7 @@ def _probe(row: object, where: str, path: Path) -> Probe:
             raise InputError(
                 f"{where}: found no text in {key!r}, expected {_EXPECTED}", "fill it in or delete the line"
             )
-    for key in _LISTS[: 2 if row.get("choices") else 1]:
+    for key in ("answers", *(key for key in _LISTS if row.get(key))):
         texts = row.get(key)
         if (
             not isinstance(texts, list)
@@ -80,4 +86,5 @@ def _probe(row: object, where: str, path: Path) -> Probe:
             "ones, the answer among them",
             '"choices": ["Paris", "Rome"], "answers": ["Paris"]',
         )
-    return Probe(row["id"], row["category"], row["question"], answers, choices)
+    rephrased = tuple(row.get("rephrased") or ())
+    return Probe(row["id"], row["category"], row["question"], answers, choices, rephrased)

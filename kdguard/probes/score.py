@@ -9,6 +9,8 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _MINUS = re.compile(r"(?<![\w)])[-−](?=\d)")
 _SHORT = 3  # letters
 
+LEVELS = ("HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown")  # SliCK, arXiv 2405.05904; see levels.py
+
 
 @dataclass(frozen=True)
 class Answer:

@@ -24,7 +24,8 @@ def test_a_choice_is_the_likeliest_a_byte(demo, renderer):
     answer = ask(demo.model, renderer, [replace(probe, choices=choices)])[0]
     scores = []
     for choice in choices:
-        prompt, reply = renderer.prompt(probe.question), renderer.tokenizer(choice)["input_ids"]
+        prompt = renderer.prompt("\n- ".join((probe.question, *choices)))
+        reply = renderer.tokenizer(choice)["input_ids"]
         with torch.no_grad():
             logits = demo.model(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1].float()
         wanted = logits.log_softmax(-1)[range(len(reply)), reply].sum().item()
