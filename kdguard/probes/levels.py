@@ -97,8 +97,7 @@ def _few_shot(probe: Probe, probes: Sequence[Probe], n: int, seed: int) -> list[
     rng = random.Random(f"{seed} {probe.id}")
     return [
         "".join(
-            f"Q: {shown.text}\nA: {shown.answers[0]}\n\n"
-            for shown in rng.sample(others, min(EXEMPLARS, len(others)))
+            f"Q: {shown.text}\nA: {shown.answers[0]}\n\n" for shown in rng.sample(others, min(EXEMPLARS, len(others)))
         )
         + f"Q: {probe.text}\nA:"
         for _ in range(n)

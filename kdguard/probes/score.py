@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_INSIDE_NUMBER = re.compile(r"(?<=\d)[.:/](?=\d)")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _MINUS = re.compile(r"(?<![\w)])[-−](?=\d)")
 _SHORT = 3  # letters
 
@@ -31,9 +33,13 @@ class Answer:
 
 
 def normalise(text: str, *, fold: bool = True) -> str:
-    """Text without accents, punctuation, articles and surplus spaces; in lower case if `fold`."""
+    """Text without accents, punctuation, articles and surplus spaces; in lower case if `fold`.
+
+    1,000 is 1000; 0.5, 1/2 and 6:15 stay whole.
+    """
     text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    text = _MINUS.sub(" minus", text.casefold() if fold else text)
+    text = _MINUS.sub(" minus", _THOUSANDS.sub("", text.casefold() if fold else text))
+    text = _INSIDE_NUMBER.sub("\ua78f", text)  # a dot that counts as a letter
     text = "".join(c if c.isalnum() else " " for c in text)
     return " ".join((_ARTICLES.sub(" ", text) if fold else text).split())
 

@@ -11,16 +11,19 @@ from kdguard.probes.score import is_correct
 PROBE = {"id": "a", "category": "c", "question": "q?", "answers": ["x"]}
 
 
-def test_the_shipped_pack_is_whole():
-    probes = load_probes(["world"])
-    assert len(probes) >= 1500
-    assert len({probe.category for probe in probes}) >= 8
+@pytest.mark.parametrize("name, most, kinds", [("world", 1500, 8), ("common", 500, 4)])
+def test_a_shipped_pack_is_whole(name, most, kinds):
+    probes = load_probes([name])
+    assert len(probes) >= most
+    assert len({probe.category for probe in probes}) >= kinds
     assert len({probe.question for probe in probes}) == len(probes)
     assert all(is_correct(answer, probe.answers) for probe in probes for answer in probe.answers)
 
 
-def test_no_probe_is_answered_by_repeating_its_question():
-    assert not [probe.id for probe in load_probes(["world"]) if is_correct(probe.question, probe.answers)]
+@pytest.mark.parametrize("name", ["world", "common"])
+def test_no_probe_is_answered_by_repeating_its_question(name):
+    probes = [probe for probe in load_probes([name]) if not probe.choices]
+    assert not [probe.id for probe in probes if is_correct(probe.question, probe.answers)]
 
 
 def test_several_packs_at_once(tmp_path):
