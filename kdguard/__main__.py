@@ -25,7 +25,9 @@ def main() -> None:
             1, f"{error.filename or 'a file'}: {error.strerror or error}", "free some space or mend its permissions"
         )
     except Exception as error:
-        if hasattr(error, "format_message"):  # the parser's own errors
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help was the answer
+            code = 2
+        elif hasattr(error, "format_message"):  # the parser's own errors
             command = " ".join(sys.argv[1:2]) if sys.argv[1:2] and not sys.argv[1].startswith("-") else ""
             code = fail(2, error.format_message(), f"kdguard {command} --help".replace("  ", " "))
         elif type(error).__name__ == "OutOfMemoryError":

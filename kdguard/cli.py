@@ -51,6 +51,7 @@ def tune(
     config: Annotated[Path | None, typer.Option("--config", help="YAML file of these flags as keys")] = None,
     out: Annotated[Path | None, _flag("out", "--out")] = None,
     probes: Annotated[list[str] | None, _flag("probes", "--probes")] = None,
+    prompts: Annotated[int | None, _flag("prompts", "--prompts")] = None,
     goal: Annotated[str | None, _flag("goal", "--goal")] = None,
     guard: Annotated[bool | None, _flag("guard", "--guard/--no-guard")] = None,
     guard_weight: Annotated[float | None, _flag("guard_weight", "--guard-weight")] = None,
@@ -195,19 +196,38 @@ def dial(
         raise typer.Exit(OVER_BUDGET)
 
 
-@app.command(epilog="kdguard probe demo\n\nkdguard probe runs/mine --probes my_pack.jsonl")
-def probe(
+class _AskByDefault(typer.core.TyperGroup):
+    """`kdguard probe MODEL` is `kdguard probe ask MODEL`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["ask", *args]
+        return super().parse_args(ctx, args)
+
+
+probe = typer.Typer(cls=_AskByDefault, no_args_is_help=True, help="What a model knows; and packs of probes.")
+app.add_typer(probe, name="probe", epilog="kdguard probe demo\n\nkdguard probe import popQA.tsv --out popqa.jsonl")
+
+
+@probe.command(epilog="kdguard probe demo\n\nkdguard probe runs/mine --probes my_pack.jsonl --prompts 10")
+def ask(
     model: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="hub id, local folder, `demo`, or a run folder")],
     probes: Annotated[list[str] | None, _flag("probes", "--probes")] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="ways in which each probe is asked")] = 4,
+    samples: Annotated[int, typer.Option(min=0, help="samples a way, of probes that no greedy answer gets right")] = 16,
     quant: Annotated[str | None, _flag("quant", "--quant")] = None,
+    seed: Annotated[int, typer.Option(help="seed of the few-shot examples and the samples")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Ask a model the probes and show what it knows, by category."""
+    """Show how well a model knows the probes, by category. It is what `kdguard probe MODEL` does.
+
+    HighlyKnown: right in every way of asking. MaybeKnown: in some. WeaklyKnown: only when sampled. Unknown: never.
+    """
     from dataclasses import asdict
 
     from kdguard.probes.packs import load_probes
     from kdguard.report.run import ADAPTER, REPORT, read_run
-    from kdguard.terminal import category_table, console
+    from kdguard.terminal import console, level_table
 
     chosen = load_probes(probes or TuneConfig.model_fields["probes"].default)
     run = Path(model) if (Path(model) / REPORT).is_file() else None
@@ -219,18 +239,46 @@ def probe(
 
     from kdguard.data.tokens import Renderer
     from kdguard.model.load import load_base, load_tuned
-    from kdguard.probes.answer import ask
+    from kdguard.probes.levels import grade
 
     base = load_base(name, quant=quant or config["quant"], revision=config["revision"])
     if run:
         load_tuned(base, run / ADAPTER)
-    events.emit("phase", name="ask")
-    answers = ask(base.model, Renderer(base.tokenizer), chosen, progress=events.progress("ask"))
-    terminal.close()
+    events.emit("phase", name="grade")
+    try:
+        answers = grade(
+            base.model,
+            Renderer(base.tokenizer),
+            chosen,
+            prompts=prompts,
+            samples=samples,
+            seed=seed,
+            progress=events.progress("grade"),
+        )
+    finally:
+        terminal.close()
     if as_json:
         print(json.dumps([asdict(answer) for answer in answers], indent=2))
     else:
-        console.print(category_table(answers))
+        console.print(level_table(answers))
+
+
+@probe.command("import", epilog="kdguard probe import popQA.tsv\n\nkdguard probe import P36.test.json --out mine.jsonl")
+def import_(
+    file: Annotated[Path, typer.Argument(help="EntityQuestions, PopQA, TriviaQA, or a file of --log_samples")],
+    out: Annotated[Path | None, typer.Option(help="pack to write \\[default: FILE-probes.jsonl, here]")] = None,
+) -> None:
+    """Make a pack of a public question set, as it was downloaded."""
+    from kdguard.files import write_whole
+    from kdguard.probes.public import read_public
+    from kdguard.terminal import console
+
+    rows = read_public(file)
+    path = out or Path(f"{file.stem}-probes.jsonl")
+    if path.exists():
+        raise InputError(f"{path}: this file is already there", "--out ANOTHER.jsonl")
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    console.print(f"{len(rows):,} probes  {path}\nnext        kdguard probe MODEL --probes {path}", markup=False)
 
 
 @app.command(epilog="kdguard ui runs/mine\n\nkdguard ui runs/mine --port 7861")

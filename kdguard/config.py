@@ -29,6 +29,12 @@ class TuneConfig(BaseModel):
     preset: str | None = Field(None, description="preset's name [default: the one made for the model]")
     out: Path | None = Field(None, description="run folder [default: runs/<data>-<model>-<time>]")
     probes: list[str] = Field(["world"], description="pack's name or file of old-knowledge probes; repeatable")
+    prompts: int = Field(
+        4,
+        ge=1,
+        le=10,
+        description="ways of asking each old question that the base knows, to tell how well; with 1 it is not told",
+    )
     goal: Literal["facts", "style"] = Field(
         "facts",
         description="`facts` adapts every linear layer; `style` attention's output alone, which hardly learns facts",

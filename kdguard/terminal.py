@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from kdguard.events import Event
-from kdguard.probes.score import Answer
+from kdguard.probes.score import LEVELS, Answer
 from kdguard.report.figures import Pair
 from kdguard.report.run import Run
 
@@ -21,7 +21,7 @@ err = Console(stderr=True, highlight=False)
 
 PHASES = {
     "load": "loading the base",
-    "ask": "asking the probes",
+    "grade": "asking in other words",
     "ask probes before": "asking the base old questions",
     "ask new before": "asking the base the new questions",
     "ask watched before": "asking the base the watched questions",
@@ -231,17 +231,21 @@ def run_names(runs: Sequence[Run]) -> list[str]:
     return short if len(set(short)) == len(short) else [str(run.path) for run in runs]
 
 
-def category_table(answers: Sequence[Answer]) -> Table:
-    """How many probes of each category were answered rightly."""
-    table = Table(box=_box(), show_edge=False, show_footer=True)
-    right = sum(answer.correct for answer in answers)
-    table.add_column("category", footer="all")
-    table.add_column("known", justify="right", footer=f"{right:,}")
+def level_table(answers: Sequence[Answer]) -> Table:
+    """How many probes of each category are known how well; `known` counts right answers to the question as it is."""
+    table = Table(box=_box(), show_edge=False, show_footer=True, pad_edge=False)
+    columns = {"known": lambda answer: answer.correct} | {
+        level: lambda answer, level=level: answer.level == level for level in LEVELS
+    }
+    table.add_column("category", footer="all", overflow="fold")
     table.add_column("of", justify="right", footer=f"{len(answers):,}")
-    table.add_column("share", justify="right", footer=f"{right / max(len(answers), 1):.1%}")
+    for name, counts in columns.items():
+        table.add_column(name, justify="right", footer=f"{sum(map(counts, answers)):,}", no_wrap=True)
     for category in dict.fromkeys(answer.category for answer in answers):
-        chosen = [answer.correct for answer in answers if answer.category == category]
-        table.add_row(escape(category), f"{sum(chosen):,}", f"{len(chosen):,}", f"{sum(chosen) / len(chosen):.1%}")
+        mine = [answer for answer in answers if answer.category == category]
+        table.add_row(
+            escape(category), f"{len(mine):,}", *(f"{sum(map(counts, mine)):,}" for counts in columns.values())
+        )
     return table
 
 

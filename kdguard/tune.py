@@ -3,6 +3,7 @@
 import re
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from kdguard.guard.warmup import warm_up
 from kdguard.model.fit import estimate_gib
 from kdguard.model.load import add_adapter, default_lr, device, load_base, load_tokenizer, save_adapter
 from kdguard.probes.answer import ask
+from kdguard.probes.levels import grade
 from kdguard.probes.packs import Probe, load_probes
 from kdguard.probes.score import Answer
 from kdguard.probes.watch import Allowance, split
@@ -111,6 +113,9 @@ def tune(
             phase = f"ask {folder} {when}"
             events.emit("phase", name=phase)
             found = ask(base.model, renderer, questions, progress=events.progress(phase))
+            if (folder, when) == ("probes", "before") and config.prompts > 1:
+                events.emit("phase", name="grade")
+                found = _graded(found, questions, base.model, renderer, config, events)
         run_folder.write_answers(path, found)
         events.emit("answers", when=when, of=folder, n=len(found), correct=sum(answer.correct for answer in found))
         return found
@@ -233,6 +238,24 @@ def peak_memory_gib() -> float:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _graded(
+    answers: list[Answer], probes: list[Probe], model, renderer: Renderer, config: TuneConfig, events: Events
+) -> list[Answer]:
+    """The answers with the levels of those that are right: known in every way of asking, or in some."""
+    known = [probe for probe, answer in zip(probes, answers, strict=True) if answer.correct]
+    found = grade(
+        model,
+        renderer,
+        known,
+        prompts=config.prompts,
+        samples=0,
+        seed=config.seed,
+        progress=events.progress("grade"),
+    )
+    levels = {answer.id: answer.level for answer in found}
+    return [replace(answer, level=levels.get(answer.id)) for answer in answers]
 
 
 def _rehearsal(

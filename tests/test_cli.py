@@ -47,11 +47,29 @@ def test_what_programs_read_needs_no_torch(module):
 
 
 def test_every_command_has_help_with_an_example():
-    for command in app.registered_commands:
-        name = command.callback.__name__
-        done = kdguard(name, "--help")
+    commands = [(command.callback.__name__,) for command in app.registered_commands]
+    for group in app.registered_groups:
+        inner = [command.name or command.callback.__name__ for command in group.typer_instance.registered_commands]
+        commands += [(group.name,), *((group.name, name) for name in inner)]
+    for command in commands:
+        done = kdguard(*command, "--help")
         assert done.returncode == 0
-        assert f"kdguard {name}" in done.stdout.split("Usage", 1)[1].split("\n", 1)[1]
+        assert f"kdguard {command[0]}" in done.stdout.split("Usage", 1)[1].split("\n", 1)[1]
+
+
+def test_a_command_without_what_it_needs_is_exit_2():
+    assert kdguard("probe").returncode == 2 and kdguard("tune").returncode == 2
+
+
+def test_import_writes_a_pack_that_probe_asks(tmp_path):
+    (tmp_path / "P36.test.json").write_text('[{"question": "What is the capital of Peru?", "answers": ["Lima"]}]')
+    done = kdguard("probe", "import", "P36.test.json", cwd=tmp_path)
+    assert done.returncode == 0 and "1 probes" in done.stdout, done.stderr
+    pack = tmp_path / "P36.test-probes.jsonl"
+    again = kdguard("probe", "import", "P36.test.json", cwd=tmp_path)
+    assert again.returncode == 2 and "already there" in again.stderr
+    (answer,) = json.loads(kdguard("probe", "demo", "--probes", pack, "--json").stdout)
+    assert answer["correct"] and answer["level"] in ("HighlyKnown", "MaybeKnown")
 
 
 def test_every_flag_of_tune_is_a_key_of_the_config_or_says_how_to_run():

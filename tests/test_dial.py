@@ -73,8 +73,9 @@ def test_a_budget_is_chosen_on_watched_probes_and_reported_on_the_others(run):
     assert [pair.before.id for pair in after.watched] == watched
     assert after.report["strength"] == said["chosen"]
     assert after.report["kept"]["forgotten"] == chosen["forgotten"]
-    probed = json.loads(kdguard("probe", run, "--probes", before.config["probes"][0], "--json").stdout)
-    answers = {row["id"]: row["answer"] for row in probed}
+    once = ("--prompts", 1, "--samples", 0, "--json")
+    probed = kdguard("probe", run, "--probes", before.config["probes"][0], *once)
+    answers = {row["id"]: row["answer"] for row in json.loads(probed.stdout)}
     assert all(answers[pair.before.id] == pair.after.answer for pair in after.probes)
 
 

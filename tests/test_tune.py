@@ -115,7 +115,7 @@ def test_compare_and_probe_read_the_run(finished):
     compared = kdguard("compare", out)
     assert compared.returncode == 0 and "probes it knew" in compared.stdout
     assert json.loads(kdguard("compare", out, "--json").stdout)[0]["kept"] == read_run(out).report["kept"]
-    probed = kdguard("probe", out, "--json")
+    probed = kdguard("probe", out, "--prompts", 1, "--samples", 0, "--json")
     after = [pair.after for pair in read_run(out).probes]
     assert [row["answer"] for row in json.loads(probed.stdout)] == [answer.answer for answer in after]
 

@@ -15,7 +15,7 @@ from kdguard.files import write_whole
 from kdguard.probes.score import Answer
 from kdguard.probes.watch import Settled
 from kdguard.report import run as run_folder
-from kdguard.report.figures import Kept, Pair, kept, learned, pair
+from kdguard.report.figures import Kept, Pair, by_category, by_level, kept, learned, pair
 from kdguard.report.plots import plot_dial, plot_losses, plot_watched
 
 FORMAT = 1
@@ -61,7 +61,8 @@ def outcome(
     return {
         "strength": strength,
         "learned": asdict(learned(*new)),
-        "kept": asdict(old),
+        "kept": {**asdict(old), "told": old.told},
+        "levels": by_level(probes),
         "drift": {"nats_per_token": drift},
         "budget": settled and budget(settled, old),
     }
@@ -114,7 +115,11 @@ def write_pages(out: Path, report: dict[str, Any]) -> None:
     if (out / run_folder.DIAL).exists():
         points = json.loads((out / run_folder.DIAL).read_text(encoding="utf-8"))
         plots["Learned and forgotten by the adapter's strength"] = plot_dial(points, report["strength"])
-    html = _render("report.html", report=report, verdict=verdict(report), pairs=pairs, plots=plots)
+    config = (out / run_folder.CONFIG).read_text(encoding="utf-8")
+    flow = by_category(pairs["probes"])
+    html = _render(
+        "report.html", report=report, verdict=verdict(report), pairs=pairs, plots=plots, flow=flow, config=config
+    )
     write_whole(out / run_folder.ADAPTER / "README.md", _render("model_card.md", report=report))
     write_whole(out / "report.html", html)
 

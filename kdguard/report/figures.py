@@ -2,12 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from scipy.stats import binomtest
+from numpy import quantile
+from scipy.stats import binomtest, multinomial
 
-from kdguard.probes.score import Answer
+from kdguard.probes.score import LEVELS, Answer
 
+OUTCOMES = ("kept", "forgotten", "gained", "missed")
 Interval = tuple[float, float]
+FEW_KNOWN = 50  # of fewer, even 0 forgotten leaves room for more than 7 % at 95 % confidence
+FEW_CHANGED = 6  # of fewer, no split reaches p < 0.05 in McNemar's exact test
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,9 @@ class Kept:
 
     `forgetting` = `forgotten` / `known` with Clopper and Pearson's exact interval, which stays honest at 0 forgotten;
     both are None when nothing was known. `p_value` is McNemar's exact one over all probes: how likely as lopsided a
-    split of forgotten against gained is if tuning changed nothing (1 when there is neither).
+    split of forgotten against gained is if tuning changed nothing (1 when there is neither). `change` is the share of
+    right answers after less that before, over all probes, and `change_ci95` its paired bootstrap interval, which says
+    nothing where nothing changed: None.
     """
 
     n: int
@@ -37,6 +44,25 @@ class Kept:
     forgetting: float | None
     ci95: Interval | None
     p_value: float
+    change: float | None
+    change_ci95: Interval | None
+
+    @property
+    def told(self) -> str:
+        """How sure that is, in words."""
+        if self.ci95 is None:
+            return "nothing was known: forgetting cannot be told"
+        if self.known < FEW_KNOWN:
+            return f"{self.known:,} known probes are too few to tell"
+        if not self.forgotten + self.gained:
+            return f"no answer changed; at 95 % confidence at most {self.ci95[1]:.1%} is forgotten"
+        if self.forgotten + self.gained < FEW_CHANGED:
+            return f"{self.forgotten + self.gained} changed answers are too few to tell from chance"
+        if self.p_value >= 0.05:
+            return f"losses and gains are as even as chance makes them (McNemar p = {self.p_value:.2f})"
+        p_value = f"= {self.p_value:.4f}" if self.p_value >= 0.0001 else "< 0.0001"
+        more = "lost than gained" if self.forgotten > self.gained else "gained than lost"
+        return f"more was {more}, beyond chance (McNemar p {p_value})"
 
 
 @dataclass(frozen=True)
@@ -48,7 +74,7 @@ class Pair:
 
     @property
     def outcome(self) -> str:
-        """`kept`, `forgotten`, `gained` or `missed` (neither answered it)."""
+        """One of OUTCOMES; `missed` is what neither answered."""
         if self.before.correct:
             return "kept" if self.after.correct else "forgotten"
         return "gained" if self.after.correct else "missed"
@@ -82,7 +108,42 @@ def kept(pairs: Sequence[Pair]) -> Kept:
         forgetting=forgotten / known if known else None,
         ci95=share_interval(forgotten, known),
         p_value=float(binomtest(forgotten, changed, 0.5).pvalue) if changed else 1.0,
+        change=(gained - forgotten) / len(pairs) if pairs else None,
+        change_ci95=change_interval(forgotten, gained, len(pairs)),
     )
+
+
+def change_interval(forgotten: int, gained: int, n: int) -> Interval | None:
+    """The 95 % percentile interval of (gained - forgotten) / n over 10,000 resamples of the n pairs.
+
+    A resample of pairs of which each is lost, gained or neither is a draw from a multinomial.
+    """
+    if not forgotten + gained:
+        return None
+    shares = [forgotten / n, gained / n, 1 - (forgotten + gained) / n]
+    draws = multinomial(n, shares, seed=0).rvs(10_000)
+    low, high = quantile((draws[:, 1] - draws[:, 0]) / n, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def by_category(pairs: Sequence[Pair]) -> dict[str, dict[str, int]]:
+    """How many probes of each category were kept, forgotten, gained and missed; the most forgotten first."""
+    found: dict[str, dict[str, int]] = {}
+    for each in pairs:
+        counts = found.setdefault(each.before.category, dict.fromkeys(OUTCOMES, 0))
+        counts[each.outcome] += 1
+    return dict(sorted(found.items(), key=lambda item: -item[1]["forgotten"] / sum(item[1].values())))
+
+
+def by_level(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """What was forgotten of the known probes at each SliCK level that some have, the best known first."""
+    found = []
+    for level in LEVELS:
+        mine = kept([pair for pair in pairs if pair.before.correct and pair.before.level == level])
+        if mine.known:
+            figures = {"known": mine.known, "forgotten": mine.forgotten, "forgetting": mine.forgetting}
+            found.append({"level": level, **figures, "ci95": mine.ci95})
+    return found
 
 
 def share_interval(count: int, n: int) -> Interval | None:
