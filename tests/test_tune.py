@@ -71,7 +71,7 @@ def test_json_prints_the_report_alone(finished):
 
 def test_the_report_is_the_contract(finished):
     report = json.loads(finished[1].stdout)
-    assert set(report) == set(REPORT)
+    assert set(report) == {*REPORT, "levels"}
     for key, fields in REPORT.items():
         if fields:
             assert fields <= set(report[key]), key
@@ -87,7 +87,7 @@ def test_the_run_folder_is_the_contract(finished):
     out = finished[0]
     assert all((out / name).exists() for name in FILES.split())
     assert not list(out.rglob("*.part"))
-    fields = {"id", "category", "question", "answers", "answer", "correct", "level"}
+    fields = {"id", "category", "question", "answers", "answer", "correct", "level", "tokens"}
     for name in ("probes/before", "probes/after", "new/before", "new/after"):
         rows = [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
         assert all(set(row) == fields for row in rows)

@@ -39,7 +39,7 @@ def test_a_run_reads_back_as_it_was_written(run):
     assert again.report == json.loads((run / "report.json").read_text())
     assert [pair.outcome for pair in again.probes] == ["forgotten"] * 3
     budget = again.report["budget"]
-    assert (budget["limit"], budget["met"], budget["watched"], budget["allowed"]) == (0.01, False, 300, 0)
+    assert (budget["limit"], budget["met"], budget["watched"], budget["allowed"]) == (0.01, False, 300, 1)
     assert "by chance" in budget["reason"]
 
 
@@ -53,7 +53,7 @@ def test_model_text_is_escaped_in_the_page(run):
 def test_the_verdict_is_a_sentence(run):
     assert verdict(read_run(run).report) == (
         "Learned 0.0% of 3 training questions and forgot 3 of the 3 probes it knew (100.0%), over the budget of 1.00%: "
-        "the watched probes kept it and the scored ones did not: one in ten such runs ends so by chance."
+        "the watched probes kept it and the scored ones did not: one in five such runs ends so by chance."
     )
 
 
