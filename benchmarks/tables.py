@@ -79,6 +79,7 @@ def worlds() -> str:
 def methods() -> str:
     """Every method on the world that has them all."""
     rows = groups(read("retention"), "world")["mixed-names-0"]
+    time = times(rows)
     lines = [
         [
             method,
@@ -86,7 +87,7 @@ def methods() -> str:
             f"{mean(mine, 'forgotten'):.2%} ({worst(mine):.1%})",
             f"{mean(mine, 'drift'):.3f}",
             f"{mean(mine, 'hidden_drift'):.1%}",
-            f"{times(rows)[method]:.1f}x",
+            f"{time[method]:.1f}x",
         ]
         for method, mine in groups(rows, "method").items()
     ]
@@ -148,6 +149,7 @@ def step() -> str:
 
 def loss() -> str:
     """The loss beside its peers."""
+    rows = read("loss-cpu")
     lines = [
         [
             name,
@@ -156,9 +158,9 @@ def loss() -> str:
                 for row in mine
             ),
         ]
-        for name, mine in groups(read("loss-cpu"), "loss").items()
+        for name, mine in groups(rows, "loss").items()
     ]
-    return markdown("|".join(["loss", *groups(read("loss-cpu"), "head")]), lines)
+    return markdown("|".join(["loss", *groups(rows, "head")]), lines)
 
 
 TABLES: dict[str, Callable[[], str]] = {

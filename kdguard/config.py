@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from kdguard.errors import InputError
 from kdguard.files import shipped
+from kdguard.probes.packs import shipped_packs
 
 STYLE = {"epochs": 2, "rehearsal": 0.0}  # what `--goal style` changes of the defaults, those of presets too
 DEFAULT_PRESET = "qwen2.5-7b"
-_SHIPPED = {"demo", "world"}  # names that mean what kdguard ships, whatever lies in the working folder
 _META = {"name", "license", "about"}  # keys of a preset that describe it and configure nothing
 
 
@@ -93,10 +93,9 @@ class TuneConfig(BaseModel):
         """The resolved config, with absolute paths, as `kdguard tune --config` reads it back."""
         values = self.model_dump(mode="json")
         values["data"] = str(self.data.resolve())
+        ours = {"demo", *shipped_packs()}
         for key, names in (("model", [self.model]), ("probes", self.probes)):
-            there = [
-                str(Path(name).resolve()) if Path(name).exists() and name not in _SHIPPED else name for name in names
-            ]
+            there = [str(Path(name).resolve()) if Path(name).exists() and name not in ours else name for name in names]
             values[key] = there if key == "probes" else there[0]
         values["out"] = None
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -43,6 +43,11 @@ def ask(
     order = sorted(range(len(prompts)), key=lambda i: (bool(probes[i].choices), room[i], len(prompts[i])))
     chosen = next((at for at, i in enumerate(order) if probes[i].choices), len(order))
     answers: dict[int, Answer] = {}
+
+    def answered(i: int, text: str, right: bool, tokens: tuple[tuple[str, float], ...]) -> None:
+        probe = probes[i]
+        answers[i] = Answer(probe.id, probe.category, probe.question, probe.answers, text, right, tokens=tokens)
+
     progress(0, len(order))
     while len(answers) < chosen:
         batch = _batch(model, order[len(answers) : chosen], room, prompts)
@@ -58,24 +63,12 @@ def ask(
             processors=[*sampling, confidence],
         )
         for i, ids, shares in zip(batch, replies, confidence.rows(), strict=True):
-            probe, text = probes[i], renderer.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            answers[i] = Answer(
-                probe.id,
-                probe.category,
-                probe.question,
-                probe.answers,
-                text,
-                is_correct(text, probe.answers),
-                tokens=_pieces(renderer, ids, shares),
-            )
+            text = renderer.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            answered(i, text, is_correct(text, probes[i].answers), _pieces(renderer, ids, shares))
         progress(len(answers), len(order))
     for i in order[chosen:]:
-        probe = probes[i]
-        text, share = _choose(model, renderer, prompts[i], probe.choices, " " if few_shot else "")
-        right = text in probe.answers
-        answers[i] = Answer(
-            probe.id, probe.category, probe.question, probe.answers, text, right, tokens=((text, share),)
-        )
+        text, share = _choose(model, renderer, prompts[i], probes[i].choices, " " if few_shot else "")
+        answered(i, text, text in probes[i].answers, ((text, share),))
         progress(len(answers), len(order))
     return [answers[i] for i in range(len(probes))]
 

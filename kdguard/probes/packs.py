@@ -34,6 +34,11 @@ class Probe:
         return "\n- ".join((self.question, *self.choices))
 
 
+def shipped_packs() -> list[str]:
+    """The names that mean a shipped pack, whatever lies in the working folder."""
+    return sorted(pack.stem for pack in PACKS.glob("*.jsonl"))
+
+
 def load_probes(names: Sequence[str]) -> list[Probe]:
     """The probes of several packs, each a shipped pack's name or a JSONL, JSON or CSV file.
 
@@ -47,7 +52,7 @@ def load_probes(names: Sequence[str]) -> list[Probe]:
         if not path.is_file():
             path = Path(name)
         if not path.is_file():
-            shipped = ", ".join(sorted(pack.stem for pack in PACKS.glob("*.jsonl")))
+            shipped = ", ".join(shipped_packs())
             raise InputError(
                 f"{name}: no such probe pack or file", f"--probes FILE.jsonl, or a shipped pack: {shipped}"
             )
