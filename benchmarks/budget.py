@@ -33,6 +33,7 @@ def main() -> None:
                     "model": "demo",
                     "seed": seed,
                     "budget": args.budget,
+                    "prompts": 1,
                     "out": Path(out) / "run",
                     **CASES[case],
                 }

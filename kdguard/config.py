@@ -13,6 +13,7 @@ from kdguard.errors import InputError
 from kdguard.files import shipped
 from kdguard.probes.packs import shipped_packs
 
+BUDGET = {"rehearsal": 2.0}  # what `--budget` changes of the defaults
 STYLE = {"epochs": 2, "rehearsal": 0.0}  # what `--goal style` changes of the defaults, those of presets too
 DEFAULT_PRESET = "qwen2.5-7b"
 _META = {"name", "license", "about"}  # keys of a preset that describe it and configure nothing
@@ -49,7 +50,9 @@ class TuneConfig(BaseModel):
         "the rows that the base already knows, for base models without the data's answer format",
     )
     rehearsal: float = Field(
-        1.0, ge=0, description="rehearsal rows, written by the base, per training row [default: 1; for style 0]"
+        1.0,
+        ge=0,
+        description="rehearsal rows, written by the base, per training row [default: 1; with a budget 2; for style 0]",
     )
     budget: float | None = Field(
         None,
@@ -72,8 +75,10 @@ class TuneConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _by_goal(cls, values: Any) -> Any:
-        return {**STYLE, **values} if values.get("goal") == "style" else values
+    def _by_goal_and_budget(cls, values: Any) -> Any:
+        by_budget = BUDGET if values.get("budget") is not None else {}
+        by_goal = STYLE if values.get("goal") == "style" else {}
+        return {**by_budget, **by_goal, **values}
 
     @field_validator("budget", mode="before")
     @classmethod

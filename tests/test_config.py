@@ -96,3 +96,9 @@ def test_style_has_defaults_of_its_own_over_those_of_a_preset_and_under_what_is_
     assert resolve({"data": "a.jsonl", "model": "demo", "goal": "style", "epochs": 7}).epochs == 7
     assert TuneConfig(data="a.jsonl", model="demo", goal="style").epochs == 2
     assert resolve({"data": "a.jsonl", "model": "demo"}).epochs == presets()["demo"]["epochs"]
+
+
+def test_a_budget_rehearses_more_unless_told_otherwise():
+    assert resolve({"data": "a.jsonl", "model": "demo", "budget": "1%"}).rehearsal == 2.0
+    assert resolve({"data": "a.jsonl", "model": "demo", "budget": "1%", "rehearsal": 0.5}).rehearsal == 0.5
+    assert resolve({"data": "a.jsonl", "model": "demo", "budget": "1%", "goal": "style"}).rehearsal == 0.0

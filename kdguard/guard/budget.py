@@ -22,7 +22,7 @@ from kdguard.probes.watch import Allowance, Settled
 
 LEAST = 0.5  # of the guard's weight at the start: how far it is driven down
 MOST = 24.0  # how far up; where it is heavier still, the lesson is not learned and goes on disturbing
-FALLING = 0.75  # forgetting that falls to this share of the last epoch's comes down by itself
+FIRST = 0.25  # of the known probes: from here the path falls to the allowance
 STEPS = 20  # of strength, on the way down to where the budget is kept
 
 
@@ -32,9 +32,10 @@ class BudgetKeeper(TrainerCallback):
     forgotten: asks the watched probes and counts the forgotten ones. folder: where that adapter and the history are
     kept, beside the checkpoints; a run that resumes goes on with them.
 
-    The weight rises when more is forgotten than the allowance and that is not falling, for much of what the first
-    epochs forget comes back: by the square root of how many times the allowance it is, at most by half. It shrinks by a
-    quarter when less than half of the allowance is forgotten.
+    The first epochs forget much that comes back, so the weight does not follow the allowance but a path down to it: a
+    geometric one, from FIRST of the known probes at the start. The weight rises when more is forgotten than the path
+    has room for: by the square root of how many times as much it is, at most to twice. It shrinks by a quarter when
+    less than half of the allowance is forgotten.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class BudgetKeeper(TrainerCallback):
         self.guard, self.forgotten, self.allowance = guard, forgotten, allowance
         self.folder, self.events = folder, events
         self.start = guard.weight
+        self.steps = 0
         self.history: list[dict[str, Any]] = []
 
     def adapter_of(self, entry: dict[str, Any]) -> Path:
         return self.folder / f"within-budget-{entry['step']}"
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.steps = state.max_steps
         path = self.folder / "watched.json"
         if state.global_step and path.exists():
             past = json.loads(path.read_text(encoding="utf-8"))
@@ -66,7 +69,7 @@ class BudgetKeeper(TrainerCallback):
             return self.history[-1]
         forgotten = self.forgotten()
         entry = {"step": step, "forgotten": forgotten, "weight": self.guard.weight}
-        self.guard.weight = entry["next_weight"] = self._next_weight(forgotten)
+        self.guard.weight = entry["next_weight"] = self._next_weight(forgotten, step)
         if forgotten <= self.allowance.forgotten:
             save_adapter(model, self.adapter_of(entry))
             for past in self.history:
@@ -76,11 +79,12 @@ class BudgetKeeper(TrainerCallback):
         self.events.emit("watched", known=self.allowance.known, **entry)
         return entry
 
-    def _next_weight(self, forgotten: int) -> float:
-        weight = self.guard.weight
-        before = self.history[-1]["forgotten"] if self.history else self.allowance.known
-        if forgotten > max(self.allowance.forgotten, FALLING * before):
-            weight *= min(1.5, (forgotten / max(self.allowance.forgotten, 1)) ** 0.5)
+    def _next_weight(self, forgotten: int, step: int) -> float:
+        weight, end = self.guard.weight, max(self.allowance.forgotten, 1)
+        first = max(FIRST * self.allowance.known, end)
+        path = first * (end / first) ** (step / self.steps)
+        if forgotten > path:
+            weight *= min(2.0, (forgotten / path) ** 0.5)
         elif forgotten < self.allowance.forgotten / 2:
             weight *= 0.75
         return min(max(weight, LEAST * self.start), max(MOST, self.start))

@@ -50,9 +50,11 @@ def test_too_few_probes_allow_nothing_and_say_how_many_are_needed():
     assert binom.pmf(0, few.needed, 0.01) <= 0.2 < binom.pmf(0, few.needed - 1, 0.01)
 
 
-def keeper(tmp_path, counts, weight=8.0):
+def keeper(tmp_path, counts, weight=8.0, limit=0.01, known=500):  # it allows 2
     left = list(counts)
-    return BudgetKeeper(Guard(weight), lambda: left.pop(0), Allowance(0.01, 500), tmp_path, Events())
+    budget = BudgetKeeper(Guard(weight), lambda: left.pop(0), Allowance(limit, known), tmp_path, Events())
+    budget.on_train_begin(None, TrainerState(max_steps=10), TrainerControl())
+    return budget
 
 
 def epoch_ends(budget, model, step, epoch=1.0):
@@ -61,13 +63,21 @@ def epoch_ends(budget, model, step, epoch=1.0):
 
 def test_the_weight_is_driven_up_and_down_within_bounds(tmp_path, demo):
     model = add_adapter(demo, rank=2)
-    budget = keeper(tmp_path, [400, 300, 200, 160, 150, 149, 9, 8, 0, 0])
+    budget = keeper(tmp_path, [500, 50, 144, 20, 500, 500, 3, 1, 0, 0])
     weights = []
-    for step in range(10):
+    for step in range(1, 11):
         epoch_ends(budget, model, step)
         weights.append(budget.guard.weight)
-    # up where forgetting is over the allowance and does not fall by a quarter, down where it is far within
-    assert weights == pytest.approx([12, 12, 12, 18, 24, 24, 24, 24, 18, 13.5])
+    # the path of room for forgotten: 83, 55, 36, 24, 16, 10, 7, 5, 3, 2
+    assert weights == pytest.approx([16, 16, 24, 24, 24, 24, 24, 24, 18, 13.5])
+
+
+def test_forgetting_on_the_path_down_to_the_allowance_is_left_alone(tmp_path, demo):
+    model = add_adapter(demo, rank=2)
+    budget = keeper(tmp_path, [int(125 * (2 / 125) ** (step / 10)) for step in range(1, 11)])
+    for step in range(1, 11):
+        epoch_ends(budget, model, step)
+        assert budget.guard.weight == 8
 
 
 def test_a_resumed_run_goes_on_with_the_weight_of_its_checkpoint(tmp_path, demo):
@@ -77,7 +87,7 @@ def test_a_resumed_run_goes_on_with_the_weight_of_its_checkpoint(tmp_path, demo)
     epoch_ends(budget, model, 2)
     again = keeper(tmp_path, [])
     again.on_train_begin(None, TrainerState(global_step=1), TrainerControl())
-    assert again.guard.weight == 12 and len(again.history) == 1
+    assert again.guard.weight == 16 and len(again.history) == 1
 
 
 def test_ctrl_c_within_an_epoch_is_not_its_end(tmp_path, demo):
@@ -138,8 +148,7 @@ def test_only_the_last_adapter_within_the_budget_is_kept(tmp_path, demo):
 
 
 def test_without_an_allowance_the_guard_is_never_weakened(tmp_path, demo):
-    left = [0, 0]
-    budget = BudgetKeeper(Guard(8.0), lambda: left.pop(), Allowance(0.0, 50), tmp_path, Events())
+    budget = keeper(tmp_path, [0, 0], limit=0.0, known=50)
     model = add_adapter(demo, rank=2)
     epoch_ends(budget, model, 1)
     epoch_ends(budget, model, 2)
