@@ -69,6 +69,9 @@ def tune(
     resume: Annotated[
         bool, typer.Option("--resume", help="go on with the run in --out from its last checkpoint")
     ] = False,
+    control: Annotated[
+        bool, typer.Option("--control", help="train the unguarded twin too, into OUT-control, and compare both")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the resolved config and the plan; write nothing")
     ] = False,
@@ -85,12 +88,21 @@ def tune(
 
         config, flags = unfinished_config(out), {"out": out}
     resolved = resolve(flags, config, has_gpu=_has_gpu)
+    if control and not resolved.guard:
+        raise InputError("--control adds a twin without the guard, and this run has none", "leave out --no-guard")
     terminal, events = _listening(as_json, resolved.model)
 
     from kdguard import tune as story
 
+    runs = []
     try:
         report = story.tune(resolved, events, resume=resume, dry_run=dry_run)
+        if not dry_run:
+            runs = [events.path.parent]
+        if control and runs:
+            twin = runs[0].with_name(f"{runs[0].name}-control")
+            story.tune(resolved.model_copy(update={"guard": False, "out": twin}), events, same_base=runs[0])
+            runs = [twin, *runs]
     except KeyboardInterrupt:
         if events.path:
             fail(INTERRUPTED, "stopped by Ctrl-C", f"kdguard tune --resume --out {events.path.parent}")
@@ -105,7 +117,12 @@ def tune(
             end="",
         )
         return
-    _show(events.path.parent, report, as_json)
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        from kdguard.report.run import read_run
+
+        _compare([read_run(run) for run in runs], as_json=False)
     if report["budget"] and not report["budget"]["met"]:
         raise typer.Exit(OVER_BUDGET)
 
@@ -324,17 +341,6 @@ def _listening(as_json: bool, model: str) -> tuple[Any, Any]:
     _quiet_libraries(show_downloads=in_hub)
     terminal = Terminal(err if as_json else console, show_load=not in_hub)
     return terminal, Events(terminal)
-
-
-def _show(path: Path, report: dict[str, Any], as_json: bool) -> None:
-    from kdguard.report.build import verdict
-    from kdguard.report.run import read_run
-    from kdguard.terminal import console, print_run
-
-    if as_json:
-        print(json.dumps(report, indent=2))
-    else:
-        print_run(console, read_run(path), verdict(report))
 
 
 def _compare(runs: list[Any], as_json: bool) -> None:

@@ -6,6 +6,7 @@ An event is a dict with `event` and `time` (seconds since the epoch, UTC) and th
     progress   phase, done, total          items of the phase so far
     loss       step, steps, epoch, ce, kl, lr, grad_norm        nats per target and per guarded token
     answers    when (before | after), of (probes | watched | new), correct, n
+    sampled    step, known, kept, new, learned      a few questions asked on the way, for the report's curve
     watched    step, known, forgotten, ce, weight, next_weight      the watched probes after an epoch
     finished   the report's verdict in short
 """

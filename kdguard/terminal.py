@@ -56,7 +56,7 @@ class Terminal:
             disable=not out.is_terminal,
         )
         self.task: Any = None
-        self.watched = ""
+        self.sampled = self.watched = ""
 
     def __call__(self, event: Event) -> None:
         kind = event["event"]
@@ -68,8 +68,11 @@ class Terminal:
         elif kind == "progress":
             self.progress.update(self.task, completed=event["done"], total=event["total"])
         elif kind == "loss":
-            note = f"CE {event['ce']:.3f}  KL {event['kl']:.4f}{self.watched}"
+            note = f"CE {event['ce']:.3f}  KL {event['kl']:.4f}{self.sampled}{self.watched}"
             self.progress.update(self.task, completed=event["step"], total=event["steps"], note=note)
+        elif kind == "sampled":
+            shares = event["learned"] / max(event["new"], 1), event["kept"] / max(event["known"], 1)
+            self.sampled = f"  learned {shares[0]:.0%}, kept {shares[1]:.0%}"
         elif kind == "watched":
             self.watched = f"  forgot {event['forgotten']}/{event['known']} watched, weight {event['next_weight']:.3g}"
         elif kind == "answers":

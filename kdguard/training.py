@@ -1,7 +1,8 @@
 """transformers' Trainer as a run uses it: its arguments, what it tells, Ctrl-C, and its checkpoints."""
 
+import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +12,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from kdguard.config import TuneConfig
 from kdguard.events import Events
 from kdguard.model.load import compute_dtype, device
+from kdguard.probes.packs import Probe
+from kdguard.probes.score import Answer
+
+SAMPLES = 6  # times that a run is sampled on its way, at most
+SAMPLED_KNOWN, SAMPLED_NEW = 64, 32  # questions
 
 
 def training_arguments(config: TuneConfig, checkpoints: Path) -> TrainingArguments:
@@ -72,6 +78,41 @@ class Tell(TrainerCallback):
                 lr=logs["learning_rate"],
                 grad_norm=float(logs.get("grad_norm", 0.0)),
             )
+
+
+class Sample(TrainerCallback):
+    """Asks a few old and new questions on the way, so that people see learning and keeping as it happens.
+
+    known, new: of which it asks a seeded sample. ask: answers questions. What comes out steers nothing.
+    """
+
+    def __init__(
+        self,
+        events: Events,
+        known: Sequence[Probe],
+        new: Sequence[Probe],
+        seed: int,
+        ask: Callable[[Sequence[Probe]], list[Answer]],
+    ) -> None:
+        rng = random.Random(seed)
+        self.events, self.ask = events, ask
+        self.known = rng.sample(known, min(SAMPLED_KNOWN, len(known)))
+        self.new = rng.sample(new, min(SAMPLED_NEW, len(new)))
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        epoch = round(state.epoch)
+        if state.epoch % 1 > 1e-6 or epoch % -(-int(args.num_train_epochs) // SAMPLES):
+            return
+        right = [answer.correct for answer in self.ask([*self.known, *self.new])]
+        known = len(self.known)
+        self.events.emit(
+            "sampled",
+            step=state.global_step,
+            known=known,
+            kept=sum(right[:known]),
+            new=len(self.new),
+            learned=sum(right[known:]),
+        )
 
 
 @contextmanager

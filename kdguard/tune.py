@@ -33,7 +33,7 @@ from kdguard.probes.score import Answer
 from kdguard.probes.watch import Allowance, split
 from kdguard.report import run as run_folder
 from kdguard.report.build import build_report, write_report
-from kdguard.training import Tell, last_checkpoint, stop_on_ctrl_c, training_arguments
+from kdguard.training import Sample, Tell, last_checkpoint, stop_on_ctrl_c, training_arguments
 
 MAX_NEW_QUESTIONS = 500  # training questions asked before and after; a seeded sample of more rows
 MAX_REHEARSAL = 8192  # rehearsal rows written by the base; more passes walk through them again
@@ -145,6 +145,10 @@ def tune(
         callbacks=[Tell(events, plan["steps"])],
     )
     trainer.remove_callback(PrinterCallback)
+    known_probes = [probe for probe, answer in zip(scored, probes_before, strict=True) if answer.correct]
+    trainer.add_callback(
+        Sample(events, known_probes, new, config.seed, lambda questions: ask(model, renderer, questions))
+    )
     keeper = None
     if config.budget is not None:
         known = {answer.id for answer in watched_before if answer.correct}

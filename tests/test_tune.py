@@ -1,6 +1,7 @@
 """The whole story on the embedded model: what it writes, that it repeats, stops and goes on."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -67,6 +68,18 @@ def test_json_prints_the_report_alone(finished):
     out, done = finished
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads((out / "report.json").read_text())
+
+
+def test_on_its_way_a_run_is_sampled(finished):
+    """Two epochs: after each, a few old and new questions are asked for the report's curve."""
+    out, _ = finished
+    events = read_events(out / "events.jsonl")
+    sampled = [event for event in events if event["event"] == "sampled"]
+    assert [event["step"] for event in sampled] == [3, 6]
+    for event in sampled:
+        assert (event["known"], event["new"]) == (64, 32)
+        assert 0 <= event["kept"] <= 64 and 0 <= event["learned"] <= 32
+    assert "of 64 asked" in (out / "report.html").read_text()
 
 
 def test_the_report_is_the_contract(finished):
@@ -224,3 +237,19 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path):
             (folder / name).touch()
     assert last_checkpoint(tmp_path / "checkpoints") == str(tmp_path / "checkpoints" / "checkpoint-9")
     assert last_checkpoint(tmp_path / "none") is None
+
+
+def test_a_control_is_the_unguarded_twin_on_the_same_answers_of_the_base(tmp_path, data, some_probes):
+    out = tmp_path / "run"
+    done = kdguard("tune", data, "--model", "demo", "--epochs", 1, "--probes", some_probes, "--out", out, "--control")
+    assert done.returncode == 0, done.stderr
+    run, twin = read_run(out), read_run(tmp_path / "run-control")
+    assert twin.report["guard"]["weight"] == 0 and run.report["guard"]["weight"] == 12
+    assert {**twin.config, "guard": True} == run.config
+    assert [pair.before for pair in run.probes] == [pair.before for pair in twin.probes]
+    assert re.search(r"^run-control .*\n^run ", done.stdout, re.M)
+
+
+def test_an_unguarded_run_has_no_control(data):
+    done = kdguard("tune", data, "--model", "demo", "--no-guard", "--control")
+    assert done.returncode == 2 and "leave out --no-guard" in done.stderr

@@ -10,13 +10,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from kdguard import __version__
 from kdguard.config import TuneConfig
-from kdguard.events import Events, read_events
+from kdguard.events import Event, Events, read_events
 from kdguard.files import write_whole
 from kdguard.probes.score import Answer
 from kdguard.probes.watch import Settled
 from kdguard.report import run as run_folder
 from kdguard.report.figures import Kept, Pair, by_category, by_level, kept, learned, pair
-from kdguard.report.plots import plot_dial, plot_losses, plot_watched
+from kdguard.report.plots import plot_dial, plot_training, plot_watched
 
 FORMAT = 1
 
@@ -105,11 +105,13 @@ def write_pages(out: Path, report: dict[str, Any]) -> None:
     """Write what people read: the adapter's model card and `report.html`."""
     pairs = {folder: run_folder.read_pairs(out / folder) for folder in ("probes", "new")}
     plots = {}
-    events_so_far = read_events(out / run_folder.EVENTS)
-    losses = [event for event in events_so_far if event["event"] == "loss"]
-    watched = [event for event in events_so_far if event["event"] == "watched"]
+    told: dict[str, dict[int, Event]] = {"loss": {}, "sampled": {}, "watched": {}}
+    for event in read_events(out / run_folder.EVENTS):
+        if event["event"] in told:
+            told[event["event"]][event["step"]] = event  # a resumed run comes to some steps again
+    losses, sampled, watched = (list(found.values()) for found in told.values())
     if losses:
-        plots["Losses over the steps"] = plot_losses(losses)
+        plots["While training"] = plot_training(losses, sampled)
     if watched:
         plots["The budget while training"] = plot_watched(watched)
     if (out / run_folder.DIAL).exists():

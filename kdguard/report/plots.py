@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from kdguard.events import Event
+
 # What matplotlib draws in -> what the page calls it.
 COLOURS = {
     "#010101": "var(--text)",
@@ -21,20 +23,27 @@ COLOURS = {
 TEXT, LINE, MARK, BAD, GOOD = COLOURS
 
 
-def plot_losses(losses: Sequence[dict[str, Any]]) -> str:
-    """Cross-entropy of each step's `loss` event and, in a guarded run, its KL to the teacher, in nats."""
+def plot_training(losses: Sequence[Event], sampled: Sequence[Event]) -> str:
+    """Cross-entropy of each step, in a guarded run its KL to the teacher, and what was learned and kept on the way."""
     drawn = {"ce": "cross-entropy, nats", "kl": "KL to teacher, nats"}
     if not any(event["kl"] for event in losses):
         del drawn["kl"]
-    figure, rows = _figure(len(drawn))
-    for axes, (key, label) in zip(rows, drawn.items(), strict=True):
+    figure, rows = _figure(len(drawn) + bool(sampled))
+    for axes, (key, label) in zip(rows, drawn.items(), strict=False):
         axes.plot([event["step"] for event in losses], [event[key] for event in losses], color=MARK)
         axes.set_ylabel(label)
+    if sampled:
+        steps = [event["step"] for event in sampled]
+        for key, of, colour, marker in (("learned", "new", MARK, "o"), ("kept", "known", GOOD, "s")):
+            shares = [event[key] / max(event[of], 1) for event in sampled]
+            rows[-1].plot(steps, shares, color=colour, marker=marker, label=f"{key}, of {sampled[-1][of]} asked")
+        rows[-1].yaxis.set_major_formatter(PercentFormatter(1))
+        rows[-1].legend(frameon=False, labelcolor=TEXT, loc="lower right")
     rows[-1].set_xlabel("step")
-    return _svg(figure, "losses by step")
+    return _svg(figure, "losses, learned and kept by step")
 
 
-def plot_watched(watched: Sequence[dict[str, Any]]) -> str:
+def plot_watched(watched: Sequence[Event]) -> str:
     """Forgetting on the watched probes after each epoch, above the guard's weight in it."""
     figure, (above, below) = _figure(2)
     steps = [event["step"] for event in watched]
