@@ -1,6 +1,7 @@
-"""The story of `kdguard data check`: what is wrong with the rows, and what the base already knows of them."""
+"""The story of `kdguard data check` on a model: what the base already knows of the rows, and which contradict it."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -16,42 +17,65 @@ from kdguard.probes.packs import Probe, load_probes
 from kdguard.probes.score import LEVELS, Answer, is_correct
 from kdguard.tune import new_questions, row_of
 
+SURE, UNSURE, NEVER = LEVELS[0], LEVELS[1], f"{LEVELS[2]} or {LEVELS[3]}"  # nothing is sampled to tell the last apart
+
 
 def check(examples: list[Example], config: TuneConfig, events: Events) -> dict[str, Any]:
-    """What the base knows of the rows: figures, and the rows that contradict it.
+    """What the base knows of the rows, in figures, and the rows that contradict what it knows for certain.
 
-    A question is asked once, however many rows repeat it: among the examples of a few-shot prompt, a second row would
-    give its answer away.
+    A question is asked once, however many rows ask it: as an example in a few-shot prompt, another row would tell the
+    answer. `levels` are of facts, which are one question with a short answer; whole conversations and long answers are
+    asked once, as they are.
+
+    Raises InputError for probes, a model or rows that cannot be used.
     """
     probes = load_probes(config.probes)
     tokenizer = load_tokenizer(config.model, config.revision)
     renderer = Renderer(tokenizer)
-    first = list({asked_by(example): example for example in reversed(examples)}.values())[::-1]
-    rows = [renderer.row(example, config.max_length) for example in first]
+    distinct = list({asked_by(example): example for example in reversed(examples)}.values())[::-1]
+    rows = [renderer.row(example, config.max_length) for example in distinct]
     events.emit("phase", name="load")
     base = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=tokenizer)
 
     def graded(questions: list[Probe]) -> list[Answer]:
         events.emit("phase", name="grade")
+        progress = events.progress("grade")
         return grade(
-            base.model,
-            renderer,
-            questions,
-            prompts=config.prompts,
-            samples=0,
-            seed=config.seed,
-            progress=events.progress("grade"),
+            base.model, renderer, questions, prompts=config.prompts, samples=0, seed=config.seed, progress=progress
         )
 
-    new = new_questions(first, rows, config)
-    facts = [each for each in new if len(each.messages) == 1 and rows[row_of(each.id)].targets <= MAX_NEW_TOKENS]
-    others = [each for each in new if each not in facts]
-    in_words = graded([replace(fact, messages=()) for fact in facts])  # other words for the turns before there are none
-    events.emit("phase", name="ask new before")
-    as_it_is = ask(base.model, renderer, others, progress=events.progress("ask new before"))
-    known = sum(answer.correct for answer in (*in_words, *as_it_is))
-    levels = Counter(answer.level for answer in in_words)
+    facts, others = [], []
+    for question in new_questions(distinct, rows, config):
+        if len(question.messages) == 1 and rows[row_of(question.id)].targets <= MAX_NEW_TOKENS:
+            facts.append(replace(question, messages=()))  # messages would be asked in their own words each time
+        else:
+            others.append(question)
+    new = graded(facts)
+    levels = Counter(answer.level or NEVER for answer in new)
+    if others:
+        events.emit("phase", name="ask new before")
+        new += ask(base.model, renderer, others, progress=events.progress("ask new before"))
+    known = sum(answer.correct for answer in new)
 
-    taught = {said(example.question) for example in examples}
-    old = graded([probe for probe in probes if said(probe.text) in taught])
-    ...
+    asked = {said(example.question) for example in examples}
+    old = graded([probe for probe in probes if not probe.choices and said(probe.question) in asked])
+    return {
+        "questions": len(distinct),
+        "asked": len(new),
+        "known": known,
+        "unknown": len(new) - known,
+        "levels": {level: levels[level] for level in (SURE, UNSURE, NEVER)},
+        "against_the_base": [asdict(finding) for finding in against_the_base(examples, old)],
+    }
+
+
+def against_the_base(examples: Sequence[Example], old: Sequence[Answer]) -> list[Finding]:
+    """Rows that ask a HighlyKnown probe, with no answer in common with it, nor with what the base answered."""
+    sure = {said(answer.question): answer for answer in old if answer.level == SURE}
+    return [
+        Finding(example.where, example.question, example.answers[0], answer.id, answer.answer)
+        for example in examples
+        if (answer := sure.get(said(example.question)))
+        and not shares_an_answer(example.answers, answer.answers)
+        and not is_correct(answer.answer, example.answers)
+    ]

@@ -171,6 +171,67 @@ def compare(
     _compare([read_run(path) for path in runs], as_json)
 
 
+@app.command(epilog="kdguard adopt my_lora\n\nkdguard adopt OWNER/NAME --data rows.jsonl --probes my_pack.jsonl")
+def adopt(
+    adapter: Annotated[str, typer.Argument(help="folder or hub id of a LoRA in PEFT's format")],
+    base: Annotated[
+        str | None, typer.Option(help="the model it belongs to \\[default: the one that its config names]")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="the rows it was trained on, to tell what it learned")] = None,
+    out: Annotated[Path | None, typer.Option(help="run folder \\[default: runs/<adapter>-<time>]")] = None,
+    probes: Annotated[list[str] | None, _flag("probes", "--probes")] = None,
+    prompts: Annotated[int | None, _flag("prompts", "--prompts")] = None,
+    quant: Annotated[str | None, _flag("quant", "--quant")] = None,
+    seed: Annotated[int | None, _flag("seed", "--seed")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a run folder for an adapter that another tool trained: what did it forget? Then dial, compare, look."""
+    from kdguard.report.run import read_run
+
+    terminal, events = _listening(as_json, base or adapter)
+
+    from kdguard import adopt as story
+
+    settings = {"probes": probes, "prompts": prompts, "quant": quant, "seed": seed}
+    try:
+        path = story.adopt(adapter, events, base=base, data=data, out=out, **settings)
+    finally:
+        terminal.close()
+    run = read_run(path)
+    if as_json:
+        print(json.dumps(run.report, indent=2))
+    else:
+        _compare([run], as_json=False)
+
+
+@app.command(epilog="kdguard explain runs/mine\n\nkdguard explain runs/mine --control")
+def explain(
+    run: Annotated[Path, typer.Argument(help="run folder")],
+    control: Annotated[
+        bool, typer.Option("--control", help="also train on facts that the base knows, and count what that forgets")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show which training rows made a run forget, and why: they lie nearest to what was forgotten."""
+    from kdguard.report.run import read_run
+    from kdguard.terminal import console, print_explained
+
+    finished = read_run(run)
+    terminal, events = _listening(as_json, finished.config["model"])
+
+    from kdguard import explain as story
+
+    try:
+        found = story.explain(finished, events, control=control)
+    finally:
+        terminal.close()
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        print_explained(console, found)
+        console.print(f"\nlook at it  {run / 'report.html'}", markup=False, soft_wrap=True)
+
+
 @app.command(
     epilog="kdguard dial runs/mine\n\nkdguard dial runs/mine --budget 1%\n\nkdguard dial runs/mine --strength 0.8"
 )
@@ -255,10 +316,11 @@ def ask(
     events.emit("phase", name="load")
 
     from kdguard.data.tokens import Renderer
-    from kdguard.model.load import load_base, load_tuned
+    from kdguard.model.load import load_base, load_tuned, own_tokenizer
     from kdguard.probes.levels import grade
 
-    base = load_base(name, quant=quant or config["quant"], revision=config["revision"])
+    tokenizer = own_tokenizer(run / ADAPTER) if run else None
+    base = load_base(name, quant=quant or config["quant"], revision=config["revision"], tokenizer=tokenizer)
     if run:
         load_tuned(base, run / ADAPTER)
     events.emit("phase", name="grade")
@@ -296,6 +358,57 @@ def import_(
         raise InputError(f"{path}: this file is already there", "--out ANOTHER.jsonl")
     write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     console.print(f"{len(rows):,} probes  {path}\nnext        kdguard probe MODEL --probes {path}", markup=False)
+
+
+data = typer.Typer(no_args_is_help=True, help="Look at training data before a run.")
+app.add_typer(data, name="data", epilog="kdguard data check facts.jsonl\n\nkdguard data check facts.jsonl --model demo")
+
+
+@data.command(
+    epilog="kdguard data check facts.jsonl\n\nkdguard data check facts.jsonl --model demo --probes my_pack.jsonl"
+)
+def check(
+    data: Annotated[Path, typer.Argument(help="training file: JSONL, JSON or CSV")],
+    model: Annotated[str | None, _flag("model", "--model")] = None,
+    probes: Annotated[list[str] | None, _flag("probes", "--probes")] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="ways in which each question is asked")] = 4,
+    quant: Annotated[str | None, _flag("quant", "--quant")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what is wrong with DATA and where; with a model, what it already knows of DATA and what contradicts it."""
+    from dataclasses import asdict
+
+    from kdguard.config import resolve
+    from kdguard.data.check import find
+    from kdguard.data.formats import read
+    from kdguard.terminal import console, print_check
+
+    if model is None and (probes or quant):
+        raise InputError("--probes and --quant are for a model, and none was named", "add --model FOLDER_OR_HUB_ID")
+    dataset = read(data)
+    duplicates, contradictions = find(dataset.examples)
+    found: dict[str, Any] = {
+        "rows": len(dataset.examples),
+        "format": dataset.format,
+        "duplicates": [asdict(finding) for finding in duplicates],
+        "contradictions": [asdict(finding) for finding in contradictions],
+    }
+    if model is not None:
+        config = resolve({"data": data, "model": model, "probes": probes, "prompts": prompts, "quant": quant})
+        terminal, events = _listening(as_json, model)
+
+        from kdguard import check as story
+
+        try:
+            found |= story.check(dataset.examples, config, events)
+        finally:
+            terminal.close()
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        print_check(console, found)
+        then = f"tune {data} --model {model}" if model else f"data check {data} --model MODEL"
+        console.print(f"\nnext        kdguard {then}", markup=False, soft_wrap=True)
 
 
 @app.command(epilog="kdguard ui runs/mine\n\nkdguard ui runs/mine --port 7861")

@@ -24,7 +24,7 @@ class TuneConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    data: Path = Field(description="training file: JSONL, JSON or CSV")
+    data: Path | None = Field(None, description="training file: JSONL, JSON or CSV")
     model: str = Field(description="hub id, local folder, or `demo`")
     revision: str | None = Field(None, description="hub revision (branch, tag or commit) of the model")
     preset: str | None = Field(None, description="preset's name [default: the one made for the model]")
@@ -97,7 +97,7 @@ class TuneConfig(BaseModel):
     def to_yaml(self) -> str:
         """The resolved config, with absolute paths, as `kdguard tune --config` reads it back."""
         values = self.model_dump(mode="json")
-        values["data"] = str(self.data.resolve())
+        values["data"] = self.data and str(self.data.resolve())
         ours = {"demo", *shipped_packs()}
         for key, names in (("model", [self.model]), ("probes", self.probes)):
             there = [str(Path(name).resolve()) if Path(name).exists() and name not in ours else name for name in names]
@@ -146,8 +146,6 @@ def resolve(
             "no model was named, and there is no GPU for a 7B one",
             f"add --model FOLDER_OR_HUB_ID, or --preset with one of: {', '.join(available)}",
         )
-    if "data" not in merged:
-        raise InputError("no training data was named", "kdguard tune DATA")
     try:
         return TuneConfig(**merged)
     except ValidationError as error:

@@ -8,24 +8,22 @@ from typing import Any
 from peft.helpers import rescale_adapter_scale
 
 from kdguard.config import resolve
-from kdguard.data import formats
-from kdguard.data.tokens import Collator, Renderer
+from kdguard.data.tokens import Collator
 from kdguard.errors import InputError
 from kdguard.events import Events
 from kdguard.files import write_whole
 from kdguard.guard.rehearsal import REHEARSAL, load_rows
 from kdguard.guard.teacher import drift
-from kdguard.model.load import load_base, load_tuned
+from kdguard.model.load import load_tuned
 from kdguard.model.strength import scale_saved_adapter
 from kdguard.probes.answer import ask
-from kdguard.probes.packs import Probe
 from kdguard.probes.score import Answer
 from kdguard.probes.watch import Allowance, Settled, split
 from kdguard.report import run as run_folder
 from kdguard.report.build import outcome, write_pages, write_report
 from kdguard.report.figures import Pair, kept, pair
 from kdguard.report.run import Run, write_answers
-from kdguard.tune import DRIFT_ROWS, new_questions
+from kdguard.tune import DRIFT_ROWS, reopen
 
 
 @dataclass(frozen=True)
@@ -73,22 +71,15 @@ def dial(
     config = resolve({"budget": budget}, run.path / run_folder.CONFIG)
     written, was = run.report["strength"], run.report["budget"] or {}
     limit = was.get("limit") if budget is None else config.budget
-    events.emit("phase", name="load")
-    base = load_base(config.model, quant=config.quant, revision=config.revision)
-    renderer = Renderer(base.tokenizer)
-    examples = formats.read(config.data).examples
-    new = new_questions(examples, [renderer.row(example, config.max_length) for example in examples], config)
-    asked_then = [(each.before.id, each.before.question, each.before.answers) for each in run.new]
-    if [(probe.id, probe.question, probe.answers) for probe in new] != asked_then:
-        raise InputError(f"{config.data} has changed since this run", "put the old file back, or tune again")
+    base, renderer, asked_then = reopen(run, config, events)
+    new = asked_then.new
     rehearsed = run.path / run_folder.CHECKPOINTS / REHEARSAL
     for_drift = load_rows(rehearsed)[:DRIFT_ROWS] if rehearsed.exists() else []
     model = load_tuned(base, run.path / run_folder.ADAPTER)
 
     def asked(pairs: Sequence[Pair]) -> list[Pair]:
         before = [each.before for each in pairs]
-        probes = [Probe(each.id, each.category, each.question, each.answers) for each in before]
-        return pair(before, ask(model, renderer, probes))
+        return pair(before, ask(model, renderer, [asked_then.probes[each.id] for each in before]))
 
     points = []
     wanted = sorted({*strengths, *([] if choose is None else [choose])})

@@ -1,8 +1,9 @@
 """What a person sees of a run in the terminal: the plan, progress with time left, and the verdict."""
 
+import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from rich import box
 from rich.bar import Bar
@@ -15,12 +16,16 @@ from kdguard.events import Event
 from kdguard.probes.score import LEVELS, Answer
 from kdguard.report.figures import Pair
 from kdguard.report.run import Run
+from kdguard.report.why import in_words
 
-console = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+T = TypeVar("T")
+
+console = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 
 PHASES = {
     "load": "loading the base",
+    "overlap": "comparing questions",
     "grade": "asking in other words",
     "ask probes before": "asking the base old questions",
     "ask new before": "asking the base the new questions",
@@ -36,6 +41,7 @@ PHASES = {
     "report": "writing the report",
 }
 SHOWN = 20  # rows of a table before it says how many more there are
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # they would steer the terminal
 
 
 class Terminal:
@@ -151,13 +157,13 @@ def figures_table(reports: Sequence[tuple[str, dict[str, Any]]]) -> Table:
         interval = "-" if old["ci95"] is None else f"{old['ci95'][0]:.1%}–{old['ci95'][1]:.1%}"
         table.add_row(
             escape(name),
-            f"{new['after']:.1%}",
+            f"{new['after']:.1%}" if new["n"] else "-",
             f"{old['kept']:,}/{old['known']:,}",
             share,
             interval,
             f"{old['gained']:,}",
             f"{report['drift']['nats_per_token']:.3f}",
-            f"{report['cost']['seconds']:.0f} s",
+            "-" if report["cost"]["seconds"] is None else f"{report['cost']['seconds']:.0f} s",
         )
     return table
 
@@ -194,8 +200,8 @@ def answers_table(
         table.add_column(name, overflow="fold", ratio=1, max_width=40)
     for pair in _spread(pairs):
         table.add_row(
-            escape(pair.before.question),
-            *(() if all_known else (escape(pair.before.answers[0]),)),
+            _plain(pair.before.question),
+            *(() if all_known else (_plain(pair.before.answers[0]),)),
             _answer(pair.before),
             *(_answer(answers[pair.before.id]) for _, answers in others),
             _answer(pair.after),
@@ -252,20 +258,102 @@ def level_table(answers: Sequence[Answer]) -> Table:
     return table
 
 
+def print_check(out: Console, found: dict[str, Any]) -> None:
+    """What `data check` found: figures, and each finding on a line of its own that begins with `file:line`."""
+    figures = {
+        "data": f"{found['rows']:,} {found['format']} rows",
+        "repeated": f"{len(found['duplicates']):,} rows",
+        "contradicted": f"{len(found['contradictions']):,} rows, by an earlier one",
+    }
+    if "asked" in found:
+        sample = f", out of {found['questions']:,} questions" if found["asked"] < found["questions"] else ""
+        share = found["known"] / max(found["asked"], 1)
+        figures |= {
+            "known": f"{found['known']:,} of {found['asked']:,} asked ({share:.1%}){sample}",
+            "facts": ", ".join(f"{n:,} {level}" for level, n in found["levels"].items()),
+            "against base": f"{len(found['against_the_base']):,} rows, where another answer is HighlyKnown",
+        }
+    table = Table.grid(padding=(0, 2))
+    for name, value in figures.items():
+        table.add_row(f"[bold]{name}[/]", escape(value))
+    out.print(table)
+    for title, key, line in (
+        ("repeated rows", "duplicates", "{where}: {question} -> {answer}, as in {against}"),
+        ("contradictions in the data", "contradictions", "{where}: {question} -> {answer}, but {other} in {against}"),
+        (
+            "contradictions with the base",
+            "against_the_base",
+            "{where}: {question} -> {answer}, but the base says {other} ({against})",
+        ),
+    ):
+        findings = found.get(key, ())
+        if findings:
+            out.print(f"\n[bold]{title}: {len(findings):,}[/]")
+        for finding in findings[:SHOWN]:
+            short = {name: _in_short(finding[name]) for name in ("question", "answer", "other")}
+            out.print(_plain(line.format(**{**finding, **short})), soft_wrap=True)
+        if len(findings) > SHOWN:
+            out.print(f"[dim]and {len(findings) - SHOWN:,} more[/]")
+
+
+def print_explained(out: Console, found: dict[str, Any]) -> None:
+    """The hypotheses with their figures, the rows named most often, and the nearest rows of some forgotten probes."""
+    table = Table.grid(padding=(0, 2))
+    for name, said in in_words(found).items():
+        table.add_row(f"[bold]{name}[/]", escape(said))
+    how_far = [
+        f"{moved:.1%} for {name} ones" for name in ("forgotten", "kept") if (moved := found["moved"][name]) is not None
+    ]
+    table.add_row("[bold]moved[/]", f"states of old questions turned by {', '.join(how_far)} (1 - cosine)")
+    out.print(table)
+    if found["often"]:
+        rows = Table(
+            title="rows nearest to most of what was forgotten", title_justify="left", box=_box(), show_edge=False
+        )
+        rows.add_column("forgotten", justify="right")
+        for name in ("row", "question", "answer"):
+            rows.add_column(name, overflow="fold")
+        for row in found["often"][: SHOWN // 2]:
+            rows.add_row(f"{row['named']:,}", *map(_plain, (row["where"], row["question"], row["answer"])))
+        out.print()
+        out.print(rows)
+    if found["probes"]:
+        probes = Table(title=f"forgotten: {found['forgotten']:,}", title_justify="left", box=_box(), show_edge=False)
+        for name in ("question", "base", "tuned", "nearest rows"):
+            probes.add_column(name, overflow="fold")
+        for probe in _spread(found["probes"]):
+            nearest = "\n".join(_plain(f"{row['question']} {row['answer']}") for row in probe["rows"][:3])
+            probes.add_row(
+                _plain(probe["question"]), _plain(probe["base"]), f"[red]{_plain(probe['tuned'])}[/]", nearest
+            )
+        out.print()
+        out.print(probes)
+
+
 def print_error(message: str, hint: str) -> None:
     err.print(f"[bold red]error[/] {escape(message)}", soft_wrap=True)
     if hint:
         err.print(f"  [bold]try[/] {escape(hint)}", soft_wrap=True)
 
 
-def _spread(pairs: Sequence[Pair]) -> Sequence[Pair]:
+def _spread(pairs: Sequence[T]) -> Sequence[T]:
     """At most SHOWN of them, from the whole list: neighbours are often of one category."""
     return pairs[:: -(-len(pairs) // SHOWN)]
 
 
 def _answer(answer: Answer) -> str:
-    text = " ".join(answer.answer.split()) or "(nothing)"
-    return f"[{'green' if answer.correct else 'red'}]{escape(text)}[/]"
+    return f"[{'green' if answer.correct else 'red'}]{_plain(answer.answer) or '(nothing)'}[/]"
+
+
+def _plain(text: str) -> str:
+    """People's and models' text on one line, as it is: nothing in it styles or steers the terminal."""
+    return escape(_CONTROL.sub(" ", " ".join(text.split())))
+
+
+def _in_short(text: str) -> str:
+    """Its beginning, on one line."""
+    text = " ".join(text.split())
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _box() -> box.Box:

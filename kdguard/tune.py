@@ -3,7 +3,7 @@
 import re
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,16 @@ from kdguard.guard.teacher import Guard, drift
 from kdguard.guard.trainer import GuardedTrainer
 from kdguard.guard.warmup import warm_up
 from kdguard.model.fit import estimate_gib
-from kdguard.model.load import add_adapter, default_lr, device, load_base, load_tokenizer, save_adapter
+from kdguard.model.load import (
+    Base,
+    add_adapter,
+    default_lr,
+    device,
+    load_base,
+    load_tokenizer,
+    own_tokenizer,
+    save_adapter,
+)
 from kdguard.probes.answer import ask
 from kdguard.probes.levels import grade
 from kdguard.probes.packs import Probe, load_probes
@@ -33,6 +42,7 @@ from kdguard.probes.score import Answer
 from kdguard.probes.watch import Allowance, split
 from kdguard.report import run as run_folder
 from kdguard.report.build import build_report, write_report
+from kdguard.report.run import Run
 from kdguard.training import Sample, Tell, last_checkpoint, stop_on_ctrl_c, training_arguments
 
 MAX_NEW_QUESTIONS = 500  # training questions asked before and after; a seeded sample of more rows
@@ -57,11 +67,13 @@ def tune(
     a checkpoint was saved.
     """
     started = time.time()
+    if config.data is None:
+        raise InputError("no training data was named", "kdguard tune DATA")
     out = config.out or default_out(config)
     if resume:
         run_folder.unfinished_config(out)
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: this folder is not empty", "give another --out, or --resume to go on with that run")
+    else:
+        run_folder.refuse_used(out, "give another --out, or --resume to go on with that run")
     dataset = formats.read(config.data)
     probes = load_probes(config.probes)
     watched, scored = split(probes, config.seed, config.budget) if config.budget is not None else ([], probes)
@@ -115,7 +127,7 @@ def tune(
             found = ask(base.model, renderer, questions, progress=events.progress(phase))
             if (folder, when) == ("probes", "before") and config.prompts > 1:
                 events.emit("phase", name="grade")
-                found = _graded(found, questions, base.model, renderer, config, events)
+                found = graded(found, questions, base.model, renderer, config, events)
         run_folder.write_answers(path, found)
         events.emit("answers", when=when, of=folder, n=len(found), correct=sum(answer.correct for answer in found))
         return found
@@ -214,6 +226,38 @@ def new_questions(examples: list[Example], rows: list[Row], config: TuneConfig) 
     ]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a finished run was trained on and asked: its rows, its probes by id, and its training questions."""
+
+    examples: list[Example]
+    probes: dict[str, Probe]
+    new: list[Probe]
+
+
+def reopen(run: Run, config: TuneConfig, events: Events) -> tuple[Base, Renderer, Asked]:
+    """Load a finished run's base, and read its data and probes again. Raises InputError when those have changed."""
+    events.emit("phase", name="load")
+    tokenizer = own_tokenizer(run.path / run_folder.ADAPTER)
+    base = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=tokenizer)
+    renderer = Renderer(base.tokenizer)
+    examples = formats.read(config.data).examples if config.data else []
+    new = new_questions(examples, [renderer.row(example, config.max_length) for example in examples], config)
+    probes = {probe.id: probe for probe in load_probes(config.probes)}
+    for what, now, then in (
+        (config.data, {probe.id: probe for probe in new}, run.new),
+        (", ".join(config.probes), probes, [*run.probes, *run.watched]),
+    ):
+        same = all(
+            (probe := now.get(pair.before.id))
+            and (probe.question, probe.answers) == (pair.before.question, pair.before.answers)
+            for pair in then
+        )
+        if not same or len(now) != len(then):
+            raise InputError(f"{what} has changed since this run", "put the old file back, or tune again")
+    return base, renderer, Asked(examples, probes, new)
+
+
 def row_of(question_id: str) -> int:
     """The place among the training rows that `new_questions` asked with this id."""
     return int(question_id.removeprefix("row-")) - 1
@@ -244,7 +288,7 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def _graded(
+def graded(
     answers: list[Answer], probes: list[Probe], model, renderer: Renderer, config: TuneConfig, events: Events
 ) -> list[Answer]:
     """The answers with the levels of those that are right: known in every way of asking, or in some."""

@@ -53,9 +53,10 @@ class Renderer:
         return self.ids([{"role": "user", "content": question}], prompt=True)
 
     def user_prefix(self) -> list[int]:
-        """The ids after which the model writes a user's turn itself (Magpie, arXiv 2406.08464)."""
+        """The ids after which the model writes a user's turn itself (Magpie, arXiv 2406.08464); one at least."""
         text = self._text([{"role": "user", "content": _MARK}])
-        return self._tokenize(text[: text.index(_MARK)])
+        start = self.tokenizer.bos_token_id
+        return self._tokenize(text[: text.index(_MARK)]) or [self.tokenizer.eos_token_id if start is None else start]
 
     def after_user_turn(self) -> list[int]:
         """The ids between the end of a user's text and the start of the assistant's."""

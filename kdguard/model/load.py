@@ -148,6 +148,19 @@ def load_tuned(base: Base, adapter: Path) -> PeftModel:
         ) from None
 
 
+def own_tokenizer(adapter: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that was saved with an adapter, as other tools do, for its chat template may not be the base's."""
+    if not (adapter / "tokenizer_config.json").is_file():
+        return None
+    try:
+        return with_chat_template(AutoTokenizer.from_pretrained(adapter))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{adapter}: the tokenizer in this folder could not be loaded ({str(error).splitlines()[0]})",
+            "delete its tokenizer files to use the base's",
+        ) from None
+
+
 STYLE_LR = 1.4
 _ATTENTION = r"\b(self_)?att(n|ention)\b"
 LAYERS = {

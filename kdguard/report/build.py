@@ -17,6 +17,7 @@ from kdguard.probes.watch import Settled
 from kdguard.report import run as run_folder
 from kdguard.report.figures import Kept, Pair, by_category, by_level, kept, learned, pair
 from kdguard.report.plots import plot_dial, plot_training, plot_watched
+from kdguard.report.why import in_words
 
 FORMAT = 1
 
@@ -31,16 +32,18 @@ def build_report(
     drift: float,
     cost: dict[str, Any],
     settled: Settled | None = None,
+    adopted: str | None = None,
 ) -> dict[str, Any]:
     """The contents of `report.json`. `probes` and `new` are (before, after); shares are 0 to 1.
 
-    settled: what the budget made of the end of training.
+    settled: what the budget made of the end of training. adopted: the adapter that another tool trained.
     """
     return {
         "format": FORMAT,
         "kdguard": __version__,
         "model": config.model,
-        "data": str(config.data),
+        "data": config.data and str(config.data),
+        "adopted": adopted,
         "goal": config.goal,
         "seed": config.seed,
         "guard": {
@@ -117,10 +120,21 @@ def write_pages(out: Path, report: dict[str, Any]) -> None:
     if (out / run_folder.DIAL).exists():
         points = json.loads((out / run_folder.DIAL).read_text(encoding="utf-8"))
         plots["Learned and forgotten by the adapter's strength"] = plot_dial(points, report["strength"])
+    why = out / run_folder.EXPLAIN
+    found = json.loads(why.read_text(encoding="utf-8")) if why.exists() else None
     config = (out / run_folder.CONFIG).read_text(encoding="utf-8")
     flow = by_category(pairs["probes"])
     html = _render(
-        "report.html", report=report, verdict=verdict(report), pairs=pairs, plots=plots, flow=flow, config=config
+        "report.html",
+        report=report,
+        verdict=verdict(report),
+        pairs=pairs,
+        plots=plots,
+        flow=flow,
+        config=config,
+        found=found,
+        reasons=in_words(found) if found else {},
+        nearest={probe["id"]: probe["rows"] for probe in found["probes"]} if found else {},
     )
     write_whole(out / run_folder.ADAPTER / "README.md", _render("model_card.md", report=report))
     write_whole(out / "report.html", html)
@@ -129,10 +143,12 @@ def write_pages(out: Path, report: dict[str, Any]) -> None:
 def verdict(report: dict[str, Any]) -> str:
     """The run in one sentence."""
     new, old = report["learned"], report["kept"]
-    said = f"Learned {new['after']:.1%} of {new['n']:,} training questions"
+    said = f"Learned {new['after']:.1%} of {new['n']:,} training questions" if new["n"] else ""
     if not old["known"]:
-        return f"{said}; the base answered none of the {old['n']:,} probes, so forgetting cannot be told."
-    said += f" and forgot {old['forgotten']:,} of the {old['known']:,} probes it knew ({old['forgetting']:.1%})"
+        said += "; t" if said else "T"
+        return f"{said}he base answered none of the {old['n']:,} probes, so forgetting cannot be told."
+    said += " and forgot" if said else "Forgot"
+    said += f" {old['forgotten']:,} of the {old['known']:,} probes it knew ({old['forgetting']:.1%})"
     if report["budget"]:
         said += f", {'within' if report['budget']['met'] else 'over'} the budget of {report['budget']['limit']:.2%}"
         if report["budget"].get("reason"):

@@ -19,6 +19,7 @@ ADAPTER = "adapter"
 CHECKPOINTS = "checkpoints"
 REPORT = "report.json"
 DIAL = "dial.json"
+EXPLAIN = "explain.json"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,12 @@ def read_run(path: Path) -> Run:
         raise InputError(
             f"{path}: this run folder is damaged ({error})", "run it again: kdguard tune --config " + str(path / CONFIG)
         ) from None
+
+
+def refuse_used(path: Path, hint: str) -> None:
+    """Raises InputError when there is something at `path` already that is not an empty folder."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path}: this folder is not empty", hint)
 
 
 def unfinished_config(path: Path) -> Path:

@@ -48,11 +48,14 @@ class Asker:
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
             from kdguard.data.tokens import Renderer
-            from kdguard.model.load import load_base, load_tuned
+            from kdguard.model.load import load_base, load_tuned, own_tokenizer
 
             config = self.run.config
-            base = load_base(config["model"], quant=config["quant"], revision=config["revision"])
-            self._loaded = load_tuned(base, self.run.path / ADAPTER), Renderer(base.tokenizer)
+            adapter = self.run.path / ADAPTER
+            base = load_base(
+                config["model"], quant=config["quant"], revision=config["revision"], tokenizer=own_tokenizer(adapter)
+            )
+            self._loaded = load_tuned(base, adapter), Renderer(base.tokenizer)
         return self._loaded
 
 
