@@ -51,7 +51,7 @@ def main() -> None:
     results = []
     for name, probes in kinds().items():
         asked(base, [probes[:8]], name)  # libraries loaded, no more
-        rounds, differing = [], set()
+        rounds, differing = [], set()  # seconds batched and one by one, then the processor's
         for _ in range(args.repeats):
             seconds, cpu, batched = asked(base, [probes], name)
             seconds_alone, cpu_alone, single = asked(base, [[probe] for probe in probes], name)

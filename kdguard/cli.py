@@ -160,15 +160,27 @@ def demo(
         console.print(f"\nnext        kdguard ui {folder / 'guarded'}", markup=False, soft_wrap=True)
 
 
-@app.command(epilog="kdguard compare runs/mine\n\nkdguard compare runs/plain runs/guarded --json")
+@app.command(epilog="kdguard compare runs/mine\n\nkdguard compare runs/plain runs/guarded --html compared.html")
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="run folders")],
+    html: Annotated[Path | None, typer.Option(help="write a page with a plot of learned and forgotten")] = None,
     as_json: Json = False,
 ) -> None:
     """Show old-knowledge answers before beside after, and several runs beside each other."""
     from kdguard.report.run import read_run
 
-    _compare([read_run(path) for path in runs], as_json)
+    finished = [read_run(path) for path in runs]
+    if html and html.is_dir():
+        raise InputError(f"{html}: this is a folder", f"--html {html / 'compared.html'}")
+    if html:
+        from kdguard.report.compare import write_comparison
+
+        write_comparison(html, finished)
+    _compare(finished, as_json)
+    if html and not as_json:
+        from kdguard.terminal import console
+
+        console.print(f"\nlook at it  {html}", markup=False, soft_wrap=True)
 
 
 @app.command(epilog="kdguard adopt my_lora\n\nkdguard adopt OWNER/NAME --data rows.jsonl --probes my_pack.jsonl")

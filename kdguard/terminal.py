@@ -14,6 +14,7 @@ from rich.table import Table
 
 from kdguard.events import Event
 from kdguard.probes.score import LEVELS, Answer
+from kdguard.report.compare import compare
 from kdguard.report.figures import Pair
 from kdguard.report.run import Run
 from kdguard.report.why import in_words
@@ -189,55 +190,35 @@ def dial_table(points: Sequence[dict[str, Any]], chosen: float | None) -> Table:
     return table
 
 
-def answers_table(
-    title: str, pairs: Sequence[Pair], others: Sequence[tuple[str, dict[str, Answer]]] = (), tuned: str = "tuned"
-) -> Table:
-    """Questions with the base's and the tuned answers; `others` are further columns of answers by question id."""
+def answers_table(title: str, pairs: Sequence[Pair]) -> Table:
+    """Questions with the base's and the tuned answers."""
     all_known = all(pair.before.correct for pair in pairs)  # then the base's answer is the right one
-    table = Table(title=f"{title}: {len(pairs):,}", title_justify="left", box=_box(), show_edge=False, expand=True)
-    table.add_column("question", overflow="fold", ratio=2, max_width=60)
-    for name in (*(() if all_known else ("right",)), "base", *(name for name, _ in others), tuned):
+    table = _answers(title, len(pairs))
+    for name in (*(() if all_known else ("right",)), "base", "tuned"):
         table.add_column(name, overflow="fold", ratio=1, max_width=40)
     for pair in _spread(pairs):
-        table.add_row(
-            _plain(pair.before.question),
-            *(() if all_known else (_plain(pair.before.answers[0]),)),
-            _answer(pair.before),
-            *(_answer(answers[pair.before.id]) for _, answers in others),
-            _answer(pair.after),
-        )
-    shown = len(_spread(pairs))
-    if len(pairs) > shown:
-        table.add_row(f"[dim]and {len(pairs) - shown:,} more[/]")
+        right = () if all_known else (_plain(pair.before.answers[0]),)
+        table.add_row(_plain(pair.before.question), *right, _answer(pair.before), _answer(pair.after))
+    _and_more(table, pairs)
     return table
 
 
 def print_comparison(out: Console, runs: Sequence[Run]) -> None:
     """Several runs on the same questions: their figures, then every question on which they differ."""
-    names = run_names(runs)
+    found = compare(runs)
     out.print()
-    out.print(figures_table([(name, run.report) for name, run in zip(names, runs, strict=True)]))
-    if len({tuple(pair.before.id for pair in run.probes) for run in runs}) > 1:
+    out.print(figures_table([(name, run.report) for name, run in zip(found.names, runs, strict=True)]))
+    if found.differ is None:
         out.print("\nThese runs were asked different probes: only their figures stand beside each other.")
-        return
-    *others, last = runs
-    columns = [
-        (name, {pair.before.id: pair.after for pair in run.probes}) for name, run in zip(names, others, strict=False)
-    ]
-    differ = [
-        pair
-        for pair in last.probes
-        if pair.before.correct and not all([pair.after.correct, *(a[pair.before.id].correct for _, a in columns)])
-    ]
-    if differ:
+    elif found.differ:
+        table = _answers("old knowledge forgotten by one of them", len(found.differ))
+        for name in ("base", *found.names):
+            table.add_column(escape(name), overflow="fold", ratio=1, max_width=40)
+        for base, answers in _spread(found.differ):
+            table.add_row(_plain(base.question), *map(_answer, (base, *answers)))
+        _and_more(table, found.differ)
         out.print()
-        out.print(answers_table("old knowledge forgotten by one of them", differ, columns, names[-1]))
-
-
-def run_names(runs: Sequence[Run]) -> list[str]:
-    """The folders' last names, or as much of their paths as tells them apart."""
-    short = [run.path.name for run in runs]
-    return short if len(set(short)) == len(short) else [str(run.path) for run in runs]
+        out.print(table)
 
 
 def level_table(answers: Sequence[Answer]) -> Table:
@@ -334,6 +315,17 @@ def print_error(message: str, hint: str) -> None:
     err.print(f"[bold red]error[/] {escape(message)}", soft_wrap=True)
     if hint:
         err.print(f"  [bold]try[/] {escape(hint)}", soft_wrap=True)
+
+
+def _answers(title: str, n: int) -> Table:
+    table = Table(title=f"{title}: {n:,}", title_justify="left", box=_box(), show_edge=False, expand=True)
+    table.add_column("question", overflow="fold", ratio=2, max_width=60)
+    return table
+
+
+def _and_more(table: Table, items: Sequence[Any]) -> None:
+    if more := len(items) - len(_spread(items)):
+        table.add_row(f"[dim]and {more:,} more[/]")
 
 
 def _spread(pairs: Sequence[T]) -> Sequence[T]:

@@ -6,8 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from kdguard import __version__
 from kdguard.config import TuneConfig
 from kdguard.events import Event, Events, read_events
@@ -17,6 +15,7 @@ from kdguard.probes.watch import Settled
 from kdguard.report import run as run_folder
 from kdguard.report.figures import Kept, Pair, by_category, by_level, kept, learned, pair
 from kdguard.report.plots import plot_dial, plot_training, plot_watched
+from kdguard.report.render import render
 from kdguard.report.why import in_words
 
 FORMAT = 1
@@ -124,7 +123,7 @@ def write_pages(out: Path, report: dict[str, Any]) -> None:
     found = json.loads(why.read_text(encoding="utf-8")) if why.exists() else None
     config = (out / run_folder.CONFIG).read_text(encoding="utf-8")
     flow = by_category(pairs["probes"])
-    html = _render(
+    html = render(
         "report.html",
         report=report,
         verdict=verdict(report),
@@ -136,7 +135,7 @@ def write_pages(out: Path, report: dict[str, Any]) -> None:
         reasons=in_words(found) if found else {},
         nearest={probe["id"]: probe["rows"] for probe in found["probes"]} if found else {},
     )
-    write_whole(out / run_folder.ADAPTER / "README.md", _render("model_card.md", report=report))
+    write_whole(out / run_folder.ADAPTER / "README.md", render("model_card.md", report=report))
     write_whole(out / "report.html", html)
 
 
@@ -154,21 +153,3 @@ def verdict(report: dict[str, Any]) -> str:
         if report["budget"].get("reason"):
             said += f": {report['budget']['reason']}"
     return said + "."
-
-
-def _render(template: str, **values: Any) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=lambda name: name is not None and name.startswith("report.html"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["percent"] = lambda share: "–" if share is None else f"{share:.1%}"
-    environment.filters["markdown"] = _escape_markdown
-    return environment.get_template(template + ".j2").render(**values)
-
-
-def _escape_markdown(text: object) -> str:
-    return "".join("\\" + c if c in "\\`*_{}[]<>()#+-!|~" else " " if c in "\r\n" else c for c in str(text))

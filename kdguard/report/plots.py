@@ -71,8 +71,27 @@ def plot_dial(points: Sequence[dict[str, Any]], strength: float) -> str:
     return _svg(figure, "learned and forgotten by the strength of the adapter")
 
 
-def _figure(rows: int) -> tuple[Figure, Sequence[Axes]]:
-    figure = Figure(figsize=(8, 1.8 * rows), layout="constrained")
+def plot_runs(points: Sequence[tuple[str, float, float]]) -> str:
+    """Runs by what they learned and forgot, each with its name: the best lie at the lower right."""
+    figure, [axes] = _figure(1, height=3.6)
+    names: dict[tuple[float, float], list[str]] = {}
+    for name, *place in points:
+        names.setdefault((place[0], place[1]), []).append(name)
+    for place, here in names.items():
+        axes.scatter(*place, color=MARK, clip_on=False, zorder=3)
+        axes.annotate(
+            ", ".join(here), place, (-6, 6), textcoords="offset points", ha="right", color=TEXT, parse_math=False
+        )
+    for axis, label in ((axes.xaxis, "learned"), (axes.yaxis, "forgotten")):
+        axis.set_major_formatter(PercentFormatter(1))
+        axis.set_label_text(label)
+    axes.set_xlim(min(0.5, *(learned for _, learned, _ in points)), 1.02)
+    axes.set_ylim(top=max(0.02, 1.15 * max(forgetting for *_, forgetting in points)))
+    return _svg(figure, "learned and forgotten by run")
+
+
+def _figure(rows: int, height: float = 1.8) -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure(figsize=(8, height * rows), layout="constrained")
     axes = list(figure.subplots(rows, sharex=True, squeeze=False).flat)
     for each in axes:
         each.grid(color=LINE, linewidth=0.8)
