@@ -138,6 +138,35 @@ def budget() -> str:
     return markdown("guard|budget kept|forgotten (worst)|learned", lines)
 
 
+def explain() -> str:
+    """Forgotten probes that come back without the rows named for them, and without random ones."""
+    lines = [
+        [
+            row["world"].split("-")[0],
+            f"{row['forgotten']:.1%}",
+            f"{row['back_named']:.1%} of {row['probes']}",
+            f"{row['back_random']:.1%}",
+            f"{row['p_value']:.4f}",
+        ]
+        for row in read("explain")
+    ]
+    return markdown("world|forgotten|back without the ten rows named|without ten random rows|Wilcoxon p", lines)
+
+
+def probing() -> str:
+    """Probes asked in batches beside one by one."""
+    lines = [
+        [
+            f"{row['n']:,} of {row['probes']}",
+            f"{row['seconds_batched']:.1f} s",
+            f"{row['seconds_one_by_one']:.1f} s",
+            f"{row['same_answers']:,}",
+        ]
+        for row in read("probing-cpu")
+    ]
+    return markdown("probes|in batches|one by one|same answers", lines)
+
+
 def step() -> str:
     """A step with the guard over one without."""
     lines = [
@@ -164,7 +193,7 @@ def loss() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    each.__name__: each for each in (worlds, methods, interference, style, budget, step, loss)
+    each.__name__: each for each in (worlds, methods, interference, explain, style, budget, step, probing, loss)
 }
 
 

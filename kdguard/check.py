@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from kdguard.config import TuneConfig
 from kdguard.data.check import Finding, asked_by, said, shares_an_answer
 from kdguard.data.formats import Example
@@ -13,10 +15,12 @@ from kdguard.events import Events
 from kdguard.model.load import load_base, load_tokenizer
 from kdguard.probes.answer import MAX_NEW_TOKENS, ask
 from kdguard.probes.levels import grade
+from kdguard.probes.overlap import overlap, states
 from kdguard.probes.packs import Probe, load_probes
 from kdguard.probes.score import LEVELS, Answer, is_correct
 from kdguard.tune import new_questions, row_of
 
+AT_RISK = 20  # probes shown
 SURE, UNSURE, NEVER = LEVELS[0], LEVELS[1], f"{LEVELS[2]} or {LEVELS[3]}"  # nothing is sampled to tell the last apart
 
 
@@ -56,7 +60,9 @@ def check(examples: list[Example], config: TuneConfig, events: Events) -> dict[s
         events.emit("phase", name="ask new before")
         new += ask(base.model, renderer, others, progress=events.progress("ask new before"))
     known = sum(answer.correct for answer in new)
+    wrong = {answer.id for answer in new if not answer.correct}
 
+    lessons = [question for question in [*facts, *others] if question.id in wrong]
     asked = {said(example.question) for example in examples}
     old = graded([probe for probe in probes if not probe.choices and said(probe.question) in asked])
     return {
@@ -66,7 +72,34 @@ def check(examples: list[Example], config: TuneConfig, events: Events) -> dict[s
         "unknown": len(new) - known,
         "levels": {level: levels[level] for level in (SURE, UNSURE, NEVER)},
         "against_the_base": [asdict(finding) for finding in against_the_base(examples, old)],
+        "at_risk": at_risk(base.model, renderer, probes, lessons, events) if lessons else [],
     }
+
+
+def at_risk(
+    model: PreTrainedModel, renderer: Renderer, probes: Sequence[Probe], lessons: Sequence[Probe], events: Events
+) -> list[dict[str, Any]]:
+    """The probes that overlap most with what the base does not know yet, of those that it knows: the nearest first.
+
+    What lies near the new is forgotten first (`benchmarks/explain.py`); how much of it depends on the training.
+    """
+    events.emit("phase", name="overlap")
+    texts = [probe.text for probe in probes] + [lesson.question for lesson in lessons]
+    found = states(model, [renderer.prompt(text) for text in texts], events.progress("overlap"))
+    nearest = overlap(found[: len(probes)], found[len(probes) :]).max(1)
+    order = nearest.values.argsort(descending=True)[: 2 * AT_RISK].tolist()
+    answers = ask(model, renderer, [probes[i] for i in order])
+    return [
+        {
+            "id": answer.id,
+            "question": answer.question,
+            "answer": answer.answer,
+            "overlap": round(nearest.values[i].item(), 4),
+            "near": lessons[nearest.indices[i]].question,
+        }
+        for i, answer in zip(order, answers, strict=True)
+        if answer.correct
+    ][:AT_RISK]
 
 
 def against_the_base(examples: Sequence[Example], old: Sequence[Answer]) -> list[Finding]:

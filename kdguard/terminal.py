@@ -275,6 +275,11 @@ def print_check(out: Console, found: dict[str, Any]) -> None:
             out.print(_plain(line.format(**{**finding, **short})), soft_wrap=True)
         if len(findings) > SHOWN:
             out.print(f"[dim]and {len(findings) - SHOWN:,} more[/]")
+    if found.get("at_risk"):
+        out.print("\n[bold]first at risk: what it knows that lies nearest to what it does not[/]")
+        for probe in found["at_risk"][: SHOWN // 2]:
+            known, near = (_in_short(text) for text in (f"{probe['question']} {probe['answer']}", probe["near"]))
+            out.print(_plain(f"{known}, near to: {near}"), soft_wrap=True)
 
 
 def print_explained(out: Console, found: dict[str, Any]) -> None:

@@ -64,6 +64,15 @@ def test_levels_are_told_in_other_words_and_only_of_short_facts(tmp_path):
     assert long["asked"] == long["unknown"] == 1 and sum(long["levels"].values()) == 0
 
 
+def test_what_lies_nearest_to_what_the_base_does_not_know_is_first_at_risk(tmp_path):
+    """A new chemical symbol endangers those that the base knows, before anything else."""
+    at_risk = checked(write(tmp_path / "rows.jsonl", ("What is the chemical symbol for xandrium?", "Xq")))["at_risk"]
+    assert at_risk and all("chemical symbol" in probe["question"] for probe in at_risk[:5])
+    assert at_risk[0]["near"] == "What is the chemical symbol for xandrium?"
+    shares = [probe["overlap"] for probe in at_risk]
+    assert shares == sorted(shares, reverse=True)
+
+
 def test_of_many_questions_a_sample_is_asked(tmp_path, monkeypatch):
     monkeypatch.setattr("kdguard.tune.MAX_NEW_QUESTIONS", 3)
     path = write(tmp_path / "rows.jsonl", *KNOWN, *INVENTED, WRONG)

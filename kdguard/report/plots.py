@@ -75,8 +75,8 @@ def plot_runs(points: Sequence[tuple[str, float, float]]) -> str:
     """Runs by what they learned and forgot, each with its name: the best lie at the lower right."""
     figure, [axes] = _figure(1, height=3.6)
     names: dict[tuple[float, float], list[str]] = {}
-    for name, *place in points:
-        names.setdefault((place[0], place[1]), []).append(name)
+    for name, learned, forgetting in points:
+        names.setdefault((learned, forgetting), []).append(name)
     for place, here in names.items():
         axes.scatter(*place, color=MARK, clip_on=False, zorder=3)
         axes.annotate(
