@@ -9,8 +9,8 @@ from rich import box
 from rich.bar import Bar
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
 
 from kdguard.events import Event
 from kdguard.probes.score import LEVELS, Answer
@@ -51,13 +51,13 @@ class Terminal:
     def __init__(self, out: Console, *, show_load: bool = True) -> None:
         self.out = out
         self.show_load = show_load  # not where the hub library shows its own bars of what it downloads
+        whole = Column(no_wrap=True)  # in a narrow terminal the note is folded, and nothing else
         self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.description}", table_column=whole),
+            BarColumn(bar_width=20, table_column=whole.copy()),
+            MofNCompleteColumn(table_column=whole.copy()),
+            TimeRemainingColumn(table_column=whole.copy()),
+            TextColumn("{task.fields[note]}", table_column=Column()),
             console=out,
             transient=True,
             disable=not out.is_terminal,
@@ -75,13 +75,13 @@ class Terminal:
         elif kind == "progress":
             self.progress.update(self.task, completed=event["done"], total=event["total"])
         elif kind == "loss":
-            note = f"CE {event['ce']:.3f}  KL {event['kl']:.4f}{self.sampled}{self.watched}"
+            note = f"CE {event['ce']:.3f}, KL {event['kl']:.4f}{self.sampled}{self.watched}"
             self.progress.update(self.task, completed=event["step"], total=event["steps"], note=note)
         elif kind == "sampled":
             shares = event["learned"] / max(event["new"], 1), event["kept"] / max(event["known"], 1)
-            self.sampled = f"  learned {shares[0]:.0%}, kept {shares[1]:.0%}"
+            self.sampled = f", learned {shares[0]:.0%}, kept {shares[1]:.0%}"
         elif kind == "watched":
-            self.watched = f"  forgot {event['forgotten']}/{event['known']} watched, weight {event['next_weight']:.3g}"
+            self.watched = f", watched forgot {event['forgotten']}/{event['known']}, weight {event['next_weight']:.3g}"
         elif kind == "answers":
             asked = {"probes": "old", "watched": "watched", "new": "new"}[event["of"]]
             who = "base" if event["when"] == "before" else "tuned"

@@ -101,7 +101,9 @@ def settle(model: PeftModel, keeper: BudgetKeeper, step: int, learned: Callable[
     if forgotten <= allowed:
         return Settled(keeper.allowance, 1.0, forgotten, "the end of training was within it")
     ways: list[tuple[int, Settled]] = []
-    for strength in (step / STEPS for step in range(STEPS - 1, 0, -1)):
+    for turn in range(1, STEPS):
+        strength = (STEPS - turn) / STEPS
+        keeper.events.emit("progress", phase="settle", done=turn, total=STEPS)
         with rescale_adapter_scale(model, strength):
             forgotten = keeper.forgotten()
             if forgotten <= allowed:
