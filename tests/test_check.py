@@ -130,7 +130,15 @@ def test_json_is_the_whole_of_standard_output_and_has_every_finding(tmp_path):
     shown = kdguard("data", "check", path).stdout
     assert "and 10 more" in shown and f"{path}:22:" in shown and f"{path}:23:" not in shown
     known = json.loads(kdguard("data", "check", path, "--model", "demo", "--prompts", 1, "--json").stdout)
-    assert known.keys() - found.keys() == {"questions", "asked", "known", "unknown", "levels", "against_the_base"}
+    assert known.keys() - found.keys() == {
+        "questions",
+        "asked",
+        "known",
+        "unknown",
+        "levels",
+        "against_the_base",
+        "at_risk",
+    }
 
 
 def test_a_wrong_input_is_exit_2_before_a_model_is_loaded(tmp_path):
