@@ -21,9 +21,10 @@ from kdguard.guard.teacher import drift
 from kdguard.model.load import load_base, load_tuned, own_tokenizer, save_adapter
 from kdguard.probes.answer import ask
 from kdguard.probes.packs import load_probes
+from kdguard.questions import new_questions
 from kdguard.report import run as run_folder
 from kdguard.report.build import build_report, write_report
-from kdguard.tune import DRIFT_ROWS, MAX_REHEARSAL_TOKENS, graded, new_questions, peak_memory_gib
+from kdguard.tune import DRIFT_ROWS, MAX_REHEARSAL_TOKENS, graded, peak_memory_gib
 
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq")  # ways to start LoRA that take their start out of the base
 

@@ -18,7 +18,7 @@ from kdguard.probes.levels import grade
 from kdguard.probes.overlap import overlap, states
 from kdguard.probes.packs import Probe, load_probes
 from kdguard.probes.score import LEVELS, Answer, is_correct
-from kdguard.tune import new_questions, row_of
+from kdguard.questions import new_questions, row_of
 
 AT_RISK = 20  # probes shown
 SURE, UNSURE, NEVER = LEVELS[0], LEVELS[1], f"{LEVELS[2]} or {LEVELS[3]}"  # nothing is sampled to tell the last apart

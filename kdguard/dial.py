@@ -14,16 +14,17 @@ from kdguard.events import Events
 from kdguard.files import write_whole
 from kdguard.guard.rehearsal import REHEARSAL, load_rows
 from kdguard.guard.teacher import drift
-from kdguard.model.load import load_tuned
+from kdguard.model.load import load_base, load_tuned
 from kdguard.model.strength import scale_saved_adapter
 from kdguard.probes.answer import ask
 from kdguard.probes.score import Answer
 from kdguard.probes.watch import Allowance, Settled, split
+from kdguard.questions import asked_by
 from kdguard.report import run as run_folder
 from kdguard.report.build import outcome, write_pages, write_report
 from kdguard.report.figures import Pair, kept, pair
 from kdguard.report.run import Run, write_answers
-from kdguard.tune import DRIFT_ROWS, reopen
+from kdguard.tune import DRIFT_ROWS
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,12 @@ def dial(
     config = resolve({"budget": budget}, run.path / run_folder.CONFIG)
     written, was = run.report["strength"], run.report["budget"] or {}
     limit = was.get("limit") if budget is None else config.budget
-    base, renderer, asked_then = reopen(run, config, events)
-    new = asked_then.new
+    asked_then = asked_by(run, config)
+    renderer, new = asked_then.renderer, asked_then.new
+    events.emit("phase", name="load")
+    base = load_base(
+        config.model, quant=config.quant, revision=config.revision, tokenizer=asked_then.renderer.tokenizer
+    )
     rehearsed = run.path / run_folder.CHECKPOINTS / REHEARSAL
     for_drift = load_rows(rehearsed)[:DRIFT_ROWS] if rehearsed.exists() else []
     model = load_tuned(base, run.path / run_folder.ADAPTER)
@@ -121,6 +126,7 @@ def dial(
 def _write(run: Run, chosen: Point, report: dict[str, Any], events: Events) -> None:
     """Write the strength. Should it be cut short, the run counts as unfinished, and resumes to its full strength."""
     (run.path / run_folder.REPORT).unlink()
+    (run.path / run_folder.EXPLAIN).unlink(missing_ok=True)  # at another strength other probes are forgotten
     for folder in ("watched", "probes", "new"):
         (run.path / folder / "after.jsonl").unlink(missing_ok=True)
     scale_saved_adapter(run.path / run_folder.ADAPTER, chosen.strength / run.report["strength"])

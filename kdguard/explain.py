@@ -15,15 +15,15 @@ from kdguard.data.formats import Example
 from kdguard.errors import InputError
 from kdguard.events import Events
 from kdguard.files import write_whole
-from kdguard.model.load import load_tuned
+from kdguard.model.load import load_base, load_tuned
 from kdguard.probes.overlap import moved, overlap, states
-from kdguard.probes.packs import Probe
+from kdguard.questions import Asked, asked_by
 from kdguard.report import run as run_folder
 from kdguard.report.build import write_pages
 from kdguard.report.figures import Pair
 from kdguard.report.run import Run, read_run
 from kdguard.report.why import interference
-from kdguard.tune import reopen, tune
+from kdguard.tune import tune
 
 NAMED = 10  # training rows named for a forgotten probe
 MAX_ROWS = 20_000  # training rows looked at; a seeded sample of more
@@ -46,7 +46,11 @@ def explain(run: Run, events: Events, *, control: bool = False) -> dict[str, Any
     known = [pair for pair in run.probes if pair.before.correct]
     if not known:
         raise InputError(f"{run.path}: the base knew none of its probes, so none was forgotten", "--probes of its own")
-    base, renderer, asked_then = reopen(run, config, events)
+    asked_then = asked_by(run, config)
+    renderer = asked_then.renderer
+    cloning = _cloning(run, config, known, asked_then, events, control)  # first: two bases may not fit into memory
+    events.emit("phase", name="load")
+    base = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=renderer.tokenizer)
     rows = list(range(len(asked_then.examples)))
     if len(rows) > MAX_ROWS:
         rows = sorted(random.Random(config.seed).sample(rows, MAX_ROWS))
@@ -77,7 +81,7 @@ def explain(run: Run, events: Events, *, control: bool = False) -> dict[str, Any
         "moved": {"forgotten": _mean(how_far, lost), "kept": _mean(how_far, sorted({*range(len(known))} - {*lost}))},
         "interference": interference(overlaps, forgotten),
         "capacity": _capacity(run, config, model, len(asked_then.examples)),
-        "cloning": _cloning(run, config, known, asked_then.probes, len(rows), events, control),
+        "cloning": cloning,
         "often": [{**_row(asked_then.examples[rows[place]]), "named": n} for place, n in often.most_common(20)],
         "probes": [
             {
@@ -116,13 +120,7 @@ def _capacity(run: Run, config: TuneConfig, model: PeftModel, rows: int) -> dict
 
 
 def _cloning(
-    run: Run,
-    config: TuneConfig,
-    known: Sequence[Pair],
-    probes: dict[str, Probe],
-    rows: int,
-    events: Events,
-    train: bool,
+    run: Run, config: TuneConfig, known: Sequence[Pair], asked: Asked, events: Events, train: bool
 ) -> dict[str, Any] | None:
     """The known-only control: half of the known probes, at most as many as there are rows, as the base answers them."""
     folder = run.path / CONTROL
@@ -132,15 +130,13 @@ def _cloning(
             return None
         half = len(known) // 2
         shuffled = random.Random(config.seed).sample(known, len(known))
-        _write_rows(
-            data,
-            ({"question": pair.before.question, "answer": pair.before.answer} for pair in shuffled[: min(rows, half)]),
-        )
-        _write_rows(pack, (asdict(probes[pair.before.id]) for pair in shuffled[half:]))
+        taught = shuffled[: min(len(asked.examples), half)]
+        _write_rows(data, ({"question": asked.probes[p.before.id].text, "answer": p.before.answer} for p in taught))
+        _write_rows(pack, (asdict(asked.probes[pair.before.id]) for pair in shuffled[half:]))
         tune(config.model_copy(update={"data": data, "probes": [str(pack)], "out": out, "budget": None}), events)
     twin = read_run(out)
-    asked = {pair.before.id for pair in twin.probes}
-    same = [pair for pair in known if pair.before.id in asked]
+    rest = {pair.before.id for pair in twin.probes}
+    same = [pair for pair in known if pair.before.id in rest]
     return {
         "trained": len(data.read_text(encoding="utf-8").splitlines()),
         "known": twin.report["kept"]["known"],

@@ -3,7 +3,7 @@
 import re
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from transformers.trainer_callback import PrinterCallback
 
 from kdguard.config import TuneConfig
 from kdguard.data import formats
-from kdguard.data.formats import Example
 from kdguard.data.tokens import CHATML, Collator, Renderer, Row
 from kdguard.errors import InputError
 from kdguard.events import Events
@@ -26,13 +25,11 @@ from kdguard.guard.trainer import GuardedTrainer
 from kdguard.guard.warmup import warm_up
 from kdguard.model.fit import estimate_gib
 from kdguard.model.load import (
-    Base,
     add_adapter,
     default_lr,
     device,
     load_base,
     load_tokenizer,
-    own_tokenizer,
     save_adapter,
 )
 from kdguard.probes.answer import ask
@@ -40,12 +37,11 @@ from kdguard.probes.levels import grade
 from kdguard.probes.packs import Probe, load_probes
 from kdguard.probes.score import Answer
 from kdguard.probes.watch import Allowance, split
+from kdguard.questions import new_questions, row_of
 from kdguard.report import run as run_folder
 from kdguard.report.build import build_report, write_report
-from kdguard.report.run import Run
 from kdguard.training import Sample, Tell, last_checkpoint, stop_on_ctrl_c, training_arguments
 
-MAX_NEW_QUESTIONS = 500  # training questions asked before and after; a seeded sample of more rows
 MAX_REHEARSAL = 8192  # rehearsal rows written by the base; more passes walk through them again
 MAX_REHEARSAL_TOKENS = 256  # a rehearsal row's question and answer each; never longer than the longest training row
 DRIFT_ROWS = 64  # further rows that the base wrote, kept out of training, on which drift is measured
@@ -209,58 +205,6 @@ def tune(
     save_adapter(model, out / run_folder.ADAPTER)
     write_report(out, report, events)
     return report
-
-
-def new_questions(examples: list[Example], rows: list[Row], config: TuneConfig) -> list[Probe]:
-    """What the training rows teach, as questions: everything before the last answer, and that answer.
-
-    Rows that were cut to `max_length` are not asked; of more than MAX_NEW_QUESTIONS a seeded sample is.
-    """
-    whole = [i for i, row in enumerate(rows) if len(row.ids) < config.max_length]
-    if len(whole) > MAX_NEW_QUESTIONS:
-        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(config.seed))
-        whole = sorted(whole[i] for i in order[:MAX_NEW_QUESTIONS].tolist())
-    return [
-        Probe(f"row-{i + 1}", "new", examples[i].question, examples[i].answers, messages=examples[i].messages[:-1])
-        for i in whole
-    ]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a finished run was trained on and asked: its rows, its probes by id, and its training questions."""
-
-    examples: list[Example]
-    probes: dict[str, Probe]
-    new: list[Probe]
-
-
-def reopen(run: Run, config: TuneConfig, events: Events) -> tuple[Base, Renderer, Asked]:
-    """Load a finished run's base, and read its data and probes again. Raises InputError when those have changed."""
-    events.emit("phase", name="load")
-    tokenizer = own_tokenizer(run.path / run_folder.ADAPTER)
-    base = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=tokenizer)
-    renderer = Renderer(base.tokenizer)
-    examples = formats.read(config.data).examples if config.data else []
-    new = new_questions(examples, [renderer.row(example, config.max_length) for example in examples], config)
-    probes = {probe.id: probe for probe in load_probes(config.probes)}
-    for what, now, then in (
-        (config.data, {probe.id: probe for probe in new}, run.new),
-        (", ".join(config.probes), probes, [*run.probes, *run.watched]),
-    ):
-        same = all(
-            (probe := now.get(pair.before.id))
-            and (probe.question, probe.answers) == (pair.before.question, pair.before.answers)
-            for pair in then
-        )
-        if not same or len(now) != len(then):
-            raise InputError(f"{what} has changed since this run", "put the old file back, or tune again")
-    return base, renderer, Asked(examples, probes, new)
-
-
-def row_of(question_id: str) -> int:
-    """The place among the training rows that `new_questions` asked with this id."""
-    return int(question_id.removeprefix("row-")) - 1
 
 
 def rehearsal_rows(config: TuneConfig, rows: int) -> int:

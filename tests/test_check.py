@@ -74,7 +74,7 @@ def test_what_lies_nearest_to_what_the_base_does_not_know_is_first_at_risk(tmp_p
 
 
 def test_of_many_questions_a_sample_is_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr("kdguard.tune.MAX_NEW_QUESTIONS", 3)
+    monkeypatch.setattr("kdguard.questions.MAX_NEW_QUESTIONS", 3)
     path = write(tmp_path / "rows.jsonl", *KNOWN, *INVENTED, WRONG)
     found = checked(path)
     assert (found["questions"], found["asked"], found["known"] + found["unknown"]) == (7, 3, 3)

@@ -1,5 +1,6 @@
 """Load a quantised base, put LoRA on it, and look at the base with the adapters switched off."""
 
+import gc
 import re
 import shutil
 from collections.abc import Iterator
@@ -93,6 +94,7 @@ def load_base(
 
     Raises InputError when the model is not there or cannot be loaded.
     """
+    gc.collect()  # a base that an earlier run has left behind: two may not fit into memory
     config = load_config(name, revision)
     if hasattr(config, "attention_dropout"):
         config.attention_dropout = 0.0  # teacher and student must see the same network
