@@ -135,6 +135,10 @@ def print_run(out: Console, run: Run, verdict: str) -> None:
     report = run.report
     out.print(f"\n[bold]{escape(verdict)}[/]")
     out.print(figures_table([(run.path.name, report)]))
+    if told := report["kept"].get("told"):
+        change = report["kept"]["change_ci95"]
+        by = f"; right answers changed by {change[0]:+.1%} to {change[1]:+.1%} (95 %)" if change else ""
+        out.print(f"{told[0].upper()}{told[1:]}{by}.")
     forgotten = [pair for pair in run.probes if pair.outcome == "forgotten"]
     if forgotten:
         out.print(answers_table("forgotten", forgotten))
@@ -143,7 +147,8 @@ def print_run(out: Console, run: Run, verdict: str) -> None:
         out.print(answers_table("not learned", missed))
     out.print(f"\nrun folder  {escape(str(run.path))}", soft_wrap=True)
     out.print(f"look at it  {escape(str(run.path / 'report.html'))}", soft_wrap=True)
-    out.print(f"next        kdguard ui {escape(str(run.path))}", soft_wrap=True)
+    explain = forgotten and report["data"]
+    out.print(f"next        kdguard {'explain' if explain else 'ui'} {escape(str(run.path))}", soft_wrap=True)
 
 
 def figures_table(reports: Sequence[tuple[str, dict[str, Any]]]) -> Table:
