@@ -1,6 +1,7 @@
 """Adapters that other tools trained: measured, and from then on a run like any other."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -9,10 +10,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.helpers import rescale_adapter_scale
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from kdguard.adopt import adopt
 from kdguard.demo import MODEL
+from kdguard.errors import InputError
+from kdguard.events import Events
+from kdguard.probes.packs import PACKS
 from kdguard.report.run import read_run
 from tests.test_cli import DATA, kdguard
-from tests.test_tune import some_probes  # noqa: F401
 
 ROWS = [json.loads(line) for line in DATA.read_text().splitlines()[:16]]
 
@@ -21,6 +25,13 @@ ROWS = [json.loads(line) for line in DATA.read_text().splitlines()[:16]]
 def rows(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+@pytest.fixture(scope="module")
+def some_probes(tmp_path_factory):
+    path = tmp_path_factory.mktemp("probes") / "some.jsonl"
+    path.write_text("".join((PACKS / "world.jsonl").read_text().splitlines(keepends=True)[::40]))
     return path
 
 
@@ -37,7 +48,7 @@ def lora(folder, **settings):
 
 
 @pytest.fixture(scope="module")
-def adopted(tmp_path_factory, some_probes):  # noqa: F811
+def adopted(tmp_path_factory, some_probes):
     folder = tmp_path_factory.mktemp("adopted")
     adapter = lora(folder / "lora", use_rslora=True)
     done = kdguard("adopt", adapter, "--probes", some_probes, "--prompts", 1, "--out", folder / "run", "--json")
@@ -49,7 +60,7 @@ def test_an_adopted_adapter_is_measured_without_its_data(adopted):
     adapter, out, report = adopted
     assert report == json.loads((out / "report.json").read_text())
     assert report["adopted"] == str(adapter) and report["guard"]["weight"] == 0 and report["data"] is None
-    assert report["kept"]["known"] == 310 and report["kept"]["forgotten"] > 100
+    assert report["kept"]["known"] == 55 and report["kept"]["forgotten"] > 10
     assert report["learned"]["n"] == 0 and report["cost"]["steps"] is None
     assert report["drift"]["nats_per_token"] > 0.1
     shown = kdguard("compare", out).stdout
@@ -82,14 +93,14 @@ def test_an_adopted_adapter_is_dialled_as_its_maker_scaled_it(adopted):
     assert read_run(out).report["strength"] == 0.5
 
 
-def test_the_chat_template_that_came_with_the_adapter_is_the_one_that_is_asked(tmp_path, some_probes):  # noqa: F811
+def test_the_chat_template_that_came_with_the_adapter_is_the_one_that_is_asked(tmp_path, some_probes):
     adapter = lora(tmp_path / "lora")
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     tokenizer.save_pretrained(adapter)
     done = kdguard("adopt", adapter, "--probes", some_probes, "--prompts", 1, "--out", tmp_path / "run", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["kept"]["known"] < 310, "the base was asked in its own template"
+    assert json.loads(done.stdout)["kept"]["known"] < 55, "the base was asked in its own template"
     again = kdguard("probe", tmp_path / "run", "--probes", some_probes, "--prompts", 1, "--samples", 0, "--json")
     after = [pair.after.answer for pair in read_run(tmp_path / "run").probes]
     assert [answer["answer"] for answer in json.loads(again.stdout)] == after
@@ -106,8 +117,9 @@ def test_the_chat_template_that_came_with_the_adapter_is_the_one_that_is_asked(t
 )
 def test_what_is_not_plain_lora_is_refused(tmp_path, settings, found):
     adapter = lora(tmp_path / "lora", **settings)
-    done = kdguard("adopt", adapter, "--out", tmp_path / "run")
-    assert done.returncode == 2 and found in done.stderr and "plain LoRA" in done.stderr
+    with pytest.raises(InputError, match=re.escape(found)) as caught:
+        adopt(str(adapter), Events(), out=tmp_path / "run")
+    assert "plain LoRA" in caught.value.message
     assert not (tmp_path / "run").exists()
 
 
@@ -115,19 +127,20 @@ def test_a_wrong_adapter_is_one_line_with_a_remedy(tmp_path):
     adapter = lora(tmp_path / "lora")
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone/base"}))
-    for arguments, expected in (
-        ((tmp_path,), "found no PEFT adapter"),
-        (("nowhere",), "no such adapter folder"),
-        ((adapter,), "--base FOLDER_OR_HUB_ID"),
-        ((adapter, "--base", "demo", "--prompts", 99), "--prompts"),
+    for named, settings, expected in (
+        (tmp_path, {}, "found no PEFT adapter"),
+        ("nowhere", {}, "no such adapter folder"),
+        (adapter, {}, "no such model folder"),
+        (adapter, {"base": "demo", "prompts": 99}, "--prompts"),
     ):
-        done = kdguard("adopt", *arguments, "--out", tmp_path / "run")
-        assert done.returncode == 2 and expected in done.stderr and len(done.stderr.splitlines()) == 2, done.stderr
+        with pytest.raises(InputError, match=expected) as caught:
+            adopt(str(named), Events(), out=tmp_path / "run", **settings)
+        assert caught.value.hint
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # trl 1.16 on transformers 5.23
-def test_an_adapter_of_trl_is_adopted_compared_and_dialled(tmp_path, rows, some_probes):  # noqa: F811
+def test_an_adapter_of_trl_is_adopted_compared_and_dialled(tmp_path, rows, some_probes):
     trl = pytest.importorskip("trl")
     from datasets import Dataset
 

@@ -84,7 +84,7 @@ def test_on_its_way_a_run_is_sampled(finished):
 
 def test_the_report_is_the_contract(finished):
     report = json.loads(finished[1].stdout)
-    assert set(report) == {*REPORT, "levels"}
+    assert set(report) == {*REPORT, "levels", "adopted"}
     for key, fields in REPORT.items():
         if fields:
             assert fields <= set(report[key]), key
