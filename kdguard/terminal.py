@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rich import box
@@ -305,7 +306,8 @@ def print_explained(out: Console, found: dict[str, Any]) -> None:
         for name in ("row", "question", "answer"):
             rows.add_column(name, overflow="fold")
         for row in found["often"][: SHOWN // 2]:
-            rows.add_row(f"{row['named']:,}", *map(_plain, (row["where"], row["question"], row["answer"])))
+            where = Path(row["where"]).name
+            rows.add_row(f"{row['named']:,}", *map(_plain, (where, row["question"], row["answer"])))
         out.print()
         out.print(rows)
     if found["probes"]:

@@ -47,7 +47,7 @@ def in_words(found: dict[str, Any]) -> dict[str, str]:
     elif p_value < 0.05:
         overlap = f"likely: {quarters} (Mann-Whitney p {_p(p_value)})"
     else:
-        overlap = f"not seen: {quarters} (Mann-Whitney p {_p(p_value)})"
+        overlap = f"not beyond chance: {quarters} (Mann-Whitney p {_p(p_value)})"
     room = found["capacity"]
     capacity = (
         f"rank {room['rank']} has {room['parameters'] / max(room['new_facts'], 1):,.0f} parameters for each of "
@@ -61,7 +61,7 @@ def in_words(found: dict[str, Any]) -> dict[str, str]:
         capacity = f"possible: {capacity}, and only {room['learned']:.1%} was learned; try a higher --rank or --epochs"
     control = found["cloning"]
     if control is None:
-        cloning = "not told; `--control` trains on facts that the base knows and counts what that forgets"
+        cloning = "not told; kdguard explain --control trains on facts that the base knows and counts what that forgets"
     else:
         cloning = (
             f"trained on {control['trained']:,} facts that the base knew, with nothing new in them, it forgot "
