@@ -226,7 +226,8 @@ def explain(
 ) -> None:
     """Show which training rows made a run forget, and why: they lie nearest to what was forgotten."""
     from kdguard.report.run import read_run
-    from kdguard.terminal import console, print_explained
+    from kdguard.tables import print_explained
+    from kdguard.terminal import console
 
     finished = read_run(run)
     terminal, events = _listening(as_json, finished.config["model"])
@@ -257,7 +258,8 @@ def dial(
     """Show learned and forgotten at several strengths of the adapter; write one of them. No training."""
     from kdguard.report.build import verdict
     from kdguard.report.run import read_run
-    from kdguard.terminal import console, dial_table
+    from kdguard.tables import dial_table
+    from kdguard.terminal import console
 
     if budget is not None and strength is not None:
         raise InputError("--budget chooses a strength, and --strength is one", "give one of them")
@@ -317,7 +319,8 @@ def ask(
 
     from kdguard.probes.packs import load_probes
     from kdguard.report.run import ADAPTER, REPORT, read_run
-    from kdguard.terminal import console, level_table
+    from kdguard.tables import level_table
+    from kdguard.terminal import console
 
     chosen = load_probes(probes or TuneConfig.model_fields["probes"].default)
     run = Path(model) if (Path(model) / REPORT).is_file() else None
@@ -393,7 +396,8 @@ def check(
     from kdguard.config import resolve
     from kdguard.data.check import find
     from kdguard.data.formats import read
-    from kdguard.terminal import console, print_check
+    from kdguard.tables import print_check
+    from kdguard.terminal import console
 
     if model is None and (probes or quant):
         raise InputError("--probes and --quant are for a model, and none was named", "add --model FOLDER_OR_HUB_ID")
@@ -470,7 +474,8 @@ def _listening(as_json: bool, model: str) -> tuple[Any, Any]:
 
 def _compare(runs: list[Any], as_json: bool) -> None:
     from kdguard.report.build import verdict
-    from kdguard.terminal import console, print_comparison, print_run
+    from kdguard.tables import print_comparison, print_run
+    from kdguard.terminal import console
 
     if as_json:
         print(json.dumps([{"run": str(run.path), **run.report} for run in runs], indent=2))

@@ -40,7 +40,9 @@ def test_help_answers_at_once_and_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-@pytest.mark.parametrize("module", ["report.build", "report.run", "config", "data.formats", "events", "terminal"])
+@pytest.mark.parametrize(
+    "module", ["report.build", "report.run", "config", "data.formats", "events", "terminal", "tables"]
+)
 def test_what_programs_read_needs_no_torch(module):
     code = f"import sys, kdguard.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

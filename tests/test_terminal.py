@@ -7,7 +7,8 @@ from rich.console import Console
 
 from kdguard.report.build import verdict
 from kdguard.report.run import read_run
-from kdguard.terminal import Terminal, print_comparison, print_explained, print_run
+from kdguard.tables import print_comparison, print_explained, print_run
+from kdguard.terminal import Terminal
 from tests.report.test_build import HOSTILE, run  # noqa: F401
 from tests.report.test_why import explained
 

@@ -1,0 +1,257 @@
+"""What a person sees of results in the terminal: runs, answers, levels, findings.
+
+Everybody's text is shown as it is: nothing in a model's answer or a data file styles or steers the terminal.
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich import box
+from rich.bar import Bar
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from kdguard.probes.score import LEVELS, Answer
+from kdguard.report.compare import compare
+from kdguard.report.figures import Pair
+from kdguard.report.run import Run
+from kdguard.report.why import in_words
+
+T = TypeVar("T")
+
+SHOWN = 20  # rows of a table before it says how many more there are
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # they would steer the terminal
+
+
+def print_run(out: Console, run: Run, verdict: str) -> None:
+    """The verdict, the forgotten questions with both answers, the folder and the next command."""
+    report = run.report
+    out.print(f"\n[bold]{escape(verdict)}[/]")
+    out.print(figures_table([(run.path.name, report)]))
+    if told := report["kept"].get("told"):
+        change = report["kept"]["change_ci95"]
+        by = f"; right answers changed by {change[0]:+.1%} to {change[1]:+.1%} (95 %)" if change else ""
+        out.print(f"{told[0].upper()}{told[1:]}{by}.")
+    forgotten = [pair for pair in run.probes if pair.outcome == "forgotten"]
+    if forgotten:
+        out.print(answers_table("forgotten", forgotten))
+    missed = [pair for pair in run.new if not pair.after.correct]
+    if missed:
+        out.print(answers_table("not learned", missed))
+    out.print(f"\nrun folder  {escape(str(run.path))}", soft_wrap=True)
+    out.print(f"look at it  {escape(str(run.path / 'report.html'))}", soft_wrap=True)
+    explain = forgotten and report["data"]
+    out.print(f"next        kdguard {'explain' if explain else 'ui'} {escape(str(run.path))}", soft_wrap=True)
+
+
+def figures_table(reports: Sequence[tuple[str, dict[str, Any]]]) -> Table:
+    """One line a run: learned, kept, forgotten, gained, drift, time."""
+    table = Table(box=_box(), show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column("run", overflow="fold")
+    for name in ("learned", "kept", "forgotten", "95 %", "gained", "drift", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, report in reports:
+        new, old = report["learned"], report["kept"]
+        share = "-" if old["forgetting"] is None else f"{old['forgetting']:.1%}"
+        interval = "-" if old["ci95"] is None else f"{old['ci95'][0]:.1%}–{old['ci95'][1]:.1%}"
+        table.add_row(
+            escape(name),
+            f"{new['after']:.1%}" if new["n"] else "-",
+            f"{old['kept']:,}/{old['known']:,}",
+            share,
+            interval,
+            f"{old['gained']:,}",
+            f"{report['drift']['nats_per_token']:.3f}",
+            "-" if report["cost"]["seconds"] is None else f"{report['cost']['seconds']:.0f} s",
+        )
+    return table
+
+
+def dial_table(points: Sequence[dict[str, Any]], chosen: float | None) -> Table:
+    """Learned and forgotten at each strength, as bars and shares."""
+    table = Table(box=_box(), show_edge=False, pad_edge=False)
+    most = max([point["forgetting"] or 0.0 for point in points] + [0.02])  # a full bar is at least 2 %
+    watched = any(point["watched_known"] for point in points)
+    for name in ("strength", "learned", "", "forgotten", "", *(("watched",) if watched else ())):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for point in points:
+        mark = "[bold]" if point["strength"] == chosen else ""
+        seen = f"{point['watched_forgotten']:,}/{point['watched_known']:,}"
+        table.add_row(
+            f"{mark}{point['strength']:g}",
+            f"{mark}{point['learned']:.1%}",
+            Bar(1, 0, point["learned"], width=12, color="green"),
+            "-" if point["forgetting"] is None else f"{mark}{point['forgetting']:.1%}",
+            Bar(most, 0, point["forgetting"] or 0.0, width=12, color="red"),
+            *((seen,) if watched else ()),
+        )
+    return table
+
+
+def answers_table(title: str, pairs: Sequence[Pair]) -> Table:
+    """Questions with the base's and the tuned answers."""
+    all_known = all(pair.before.correct for pair in pairs)  # then the base's answer is the right one
+    table = _answers(title, len(pairs))
+    for name in (*(() if all_known else ("right",)), "base", "tuned"):
+        table.add_column(name, overflow="fold", ratio=1, max_width=40)
+    for pair in _spread(pairs):
+        right = () if all_known else (_plain(pair.before.answers[0]),)
+        table.add_row(_plain(pair.before.question), *right, _answer(pair.before), _answer(pair.after))
+    _and_more(table, pairs)
+    return table
+
+
+def print_comparison(out: Console, runs: Sequence[Run]) -> None:
+    """Several runs on the same questions: their figures, then every question on which they differ."""
+    found = compare(runs)
+    out.print()
+    out.print(figures_table([(name, run.report) for name, run in zip(found.names, runs, strict=True)]))
+    if found.differ is None:
+        out.print("\nThese runs were asked different probes: only their figures stand beside each other.")
+    elif found.differ:
+        table = _answers("old knowledge forgotten by one of them", len(found.differ))
+        for name in ("base", *found.names):
+            table.add_column(escape(name), overflow="fold", ratio=1, max_width=40)
+        for base, answers in _spread(found.differ):
+            table.add_row(_plain(base.question), *map(_answer, (base, *answers)))
+        _and_more(table, found.differ)
+        out.print()
+        out.print(table)
+
+
+def level_table(answers: Sequence[Answer]) -> Table:
+    """How many probes of each category are known how well; `known` counts right answers to the question as it is."""
+    table = Table(box=_box(), show_edge=False, show_footer=True, pad_edge=False)
+    columns = {"known": lambda answer: answer.correct} | {
+        level: lambda answer, level=level: answer.level == level for level in LEVELS
+    }
+    table.add_column("category", footer="all", overflow="fold")
+    table.add_column("of", justify="right", footer=f"{len(answers):,}")
+    for name, counts in columns.items():
+        table.add_column(name, justify="right", footer=f"{sum(map(counts, answers)):,}", no_wrap=True)
+    for category in dict.fromkeys(answer.category for answer in answers):
+        mine = [answer for answer in answers if answer.category == category]
+        table.add_row(
+            escape(category), f"{len(mine):,}", *(f"{sum(map(counts, mine)):,}" for counts in columns.values())
+        )
+    return table
+
+
+def print_check(out: Console, found: dict[str, Any]) -> None:
+    """What `data check` found: figures, and each finding on a line of its own that begins with `file:line`."""
+    figures = {
+        "data": f"{found['rows']:,} {found['format']} rows",
+        "repeated": f"{len(found['duplicates']):,} rows",
+        "contradicted": f"{len(found['contradictions']):,} rows, by an earlier one",
+    }
+    if "asked" in found:
+        sample = f", out of {found['questions']:,} questions" if found["asked"] < found["questions"] else ""
+        share = found["known"] / max(found["asked"], 1)
+        figures |= {
+            "known": f"{found['known']:,} of {found['asked']:,} asked ({share:.1%}){sample}",
+            "facts": ", ".join(f"{n:,} {level}" for level, n in found["levels"].items()),
+            "against base": f"{len(found['against_the_base']):,} rows, where another answer is HighlyKnown",
+        }
+    table = Table.grid(padding=(0, 2))
+    for name, value in figures.items():
+        table.add_row(f"[bold]{name}[/]", escape(value))
+    out.print(table)
+    for title, key, line in (
+        ("repeated rows", "duplicates", "{where}: {question} -> {answer}, as in {against}"),
+        ("contradictions in the data", "contradictions", "{where}: {question} -> {answer}, but {other} in {against}"),
+        (
+            "contradictions with the base",
+            "against_the_base",
+            "{where}: {question} -> {answer}, but the base says {other} ({against})",
+        ),
+    ):
+        findings = found.get(key, ())
+        if findings:
+            out.print(f"\n[bold]{title}: {len(findings):,}[/]")
+        for finding in findings[:SHOWN]:
+            short = {name: _in_short(finding[name]) for name in ("question", "answer", "other")}
+            out.print(_plain(line.format(**{**finding, **short})), soft_wrap=True)
+        if len(findings) > SHOWN:
+            out.print(f"[dim]and {len(findings) - SHOWN:,} more[/]")
+    if found.get("at_risk"):
+        out.print("\n[bold]first at risk: what it knows that lies nearest to what it does not[/]")
+        for probe in found["at_risk"][: SHOWN // 2]:
+            known, near = (_in_short(text) for text in (f"{probe['question']} {probe['answer']}", probe["near"]))
+            out.print(_plain(f"{known}, near to: {near}"), soft_wrap=True)
+
+
+def print_explained(out: Console, found: dict[str, Any]) -> None:
+    """The hypotheses with their figures, the rows named most often, and the nearest rows of some forgotten probes."""
+    table = Table.grid(padding=(0, 2))
+    for name, said in in_words(found).items():
+        table.add_row(f"[bold]{name}[/]", escape(said))
+    how_far = [
+        f"{moved:.1%} for {name} ones" for name in ("forgotten", "kept") if (moved := found["moved"][name]) is not None
+    ]
+    table.add_row("[bold]moved[/]", f"states of old questions turned by {', '.join(how_far)} (1 - cosine)")
+    out.print(table)
+    if found["often"]:
+        rows = Table(
+            title="rows nearest to most of what was forgotten", title_justify="left", box=_box(), show_edge=False
+        )
+        rows.add_column("forgotten", justify="right")
+        for name in ("row", "question", "answer"):
+            rows.add_column(name, overflow="fold")
+        for row in found["often"][: SHOWN // 2]:
+            where = Path(row["where"]).name
+            rows.add_row(f"{row['named']:,}", *map(_plain, (where, row["question"], row["answer"])))
+        out.print()
+        out.print(rows)
+    if found["probes"]:
+        probes = Table(title=f"forgotten: {found['forgotten']:,}", title_justify="left", box=_box(), show_edge=False)
+        for name in ("question", "base", "tuned", "nearest rows"):
+            probes.add_column(name, overflow="fold")
+        for probe in _spread(found["probes"]):
+            nearest = "\n".join(_plain(f"{row['question']} {row['answer']}") for row in probe["rows"][:3])
+            probes.add_row(
+                _plain(probe["question"]), _plain(probe["base"]), f"[red]{_plain(probe['tuned'])}[/]", nearest
+            )
+        _and_more(probes, found["probes"])
+        out.print()
+        out.print(probes)
+
+
+def _answers(title: str, n: int) -> Table:
+    table = Table(title=f"{title}: {n:,}", title_justify="left", box=_box(), show_edge=False, expand=True)
+    table.add_column("question", overflow="fold", ratio=2, max_width=60)
+    return table
+
+
+def _and_more(table: Table, items: Sequence[Any]) -> None:
+    if more := len(items) - len(_spread(items)):
+        table.add_row(f"[dim]and {more:,} more[/]")
+
+
+def _spread(pairs: Sequence[T]) -> Sequence[T]:
+    """At most SHOWN of them, from the whole list: neighbours are often of one category."""
+    return pairs[:: -(-len(pairs) // SHOWN)]
+
+
+def _answer(answer: Answer) -> str:
+    return f"[{'green' if answer.correct else 'red'}]{_plain(answer.answer) or '(nothing)'}[/]"
+
+
+def _plain(text: str) -> str:
+    """People's and models' text on one line, as it is: nothing in it styles or steers the terminal."""
+    return escape(_CONTROL.sub(" ", " ".join(text.split())))
+
+
+def _in_short(text: str) -> str:
+    """Its beginning, on one line."""
+    text = " ".join(text.split())
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _box() -> box.Box:
+    """Lines where the console can show them; Windows' piped cp1252 cannot."""
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    return box.SIMPLE_HEAD if encoding.startswith("utf") else box.ASCII2
