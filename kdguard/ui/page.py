@@ -82,7 +82,7 @@ def build(run: Run) -> gr.Blocks:
         gr.HTML(
             f"<h1 style='font-size:1.5rem;font-weight:600;margin:0'>{escape(verdict(run.report))}</h1>"
             "<p style='opacity:.7;margin:.25rem 0 0'>"
-            f"{escape(run.report['model'])} tuned on {escape(run.report['data'])}</p>"
+            f"{escape(run.report['model'])} tuned on {escape(run.report['data'] or run.report['adopted'])}</p>"
         )
         with gr.Row():
             labels = [(f"{mark} {name} ({counts[name]:,})", name) for name, mark in MARKS.items()]

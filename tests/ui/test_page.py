@@ -1,5 +1,6 @@
 """The page, served and called by name as programs do."""
 
+import json
 import signal
 import socket
 import subprocess
@@ -9,7 +10,10 @@ import pytest
 from gradio_client import Client
 
 from kdguard.report.run import read_run
+from kdguard.ui.page import build
 from tests.conftest import ROOT
+from tests.report.test_build import HOSTILE
+from tests.report.test_build import run as hostile  # noqa: F401
 from tests.test_cli import DATA, kdguard
 
 
@@ -45,6 +49,17 @@ def test_ask_answers_from_base_and_tuned(page):
     run, client, _ = page
     changed = next(pair for pair in run.probes if pair.before.answer != pair.after.answer)
     assert client.predict(changed.before.question, api_name="/ask") == (changed.before.answer, changed.after.answer)
+
+
+def test_hostile_text_and_an_adapter_without_its_data_are_shown_as_they_are(hostile):  # noqa: F811
+    report = json.loads((hostile / "report.json").read_text())
+    adopted = "<script>alert(2)</script>"
+    (hostile / "report.json").write_text(json.dumps({**report, "data": None, "adopted": adopted}))
+    parts = [part["props"].get("value") for part in build(read_run(hostile)).get_config_file()["components"]]
+    header = next(part for part in parts if isinstance(part, str) and part.startswith("<h1"))
+    assert "<script" not in header and "&lt;script&gt;alert(2)" in header
+    table = next(part for part in parts if isinstance(part, dict) and "headers" in part)
+    assert [row[2] for row in table["data"]] == list(HOSTILE)
 
 
 def test_a_port_that_is_taken_says_so(page):
