@@ -52,14 +52,18 @@ def adopt(
     model_name = base or made.base_model_name_or_path
     if not model_name:
         raise InputError(f"{folder}: its config does not name the base", f"kdguard adopt {adapter} --base MODEL")
-    config = resolve({"data": data, "model": model_name, "rank": made.r, "guard": False, **settings})
+    revision = None if base else made.revision
+    config = resolve(
+        {"data": data, "model": model_name, "revision": revision, "rank": made.r, "guard": False, **settings}
+    )
     out = out or Path("runs") / f"{folder.resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_folder.refuse_used(out, "give another --out")
     probes = load_probes(config.probes)
     examples = formats.read(data).examples if data else []
+    own = own_tokenizer(folder)
     events.emit("phase", name="load")
     try:
-        loaded = load_base(config.model, quant=config.quant, revision=made.revision, tokenizer=own_tokenizer(folder))
+        loaded = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=own)
     except InputError as error:
         raise InputError(error.message, f"kdguard adopt {adapter} --base FOLDER_OR_HUB_ID") from None
     renderer = Renderer(loaded.tokenizer)
@@ -108,8 +112,8 @@ def adopt(
             run_folder.write_answers(out / of / f"{when}.jsonl", found)
     save_rows(out / run_folder.CHECKPOINTS / REHEARSAL, for_drift)
     save_adapter(model, out / run_folder.ADAPTER)
-    if own_tokenizer(folder):
-        loaded.tokenizer.save_pretrained(out / run_folder.ADAPTER)
+    if own:
+        own.save_pretrained(out / run_folder.ADAPTER)
     write_report(out, report, events)
     return out
 

@@ -75,9 +75,7 @@ def dial(
     asked_then = asked_by(run, config)
     renderer, new = asked_then.renderer, asked_then.new
     events.emit("phase", name="load")
-    base = load_base(
-        config.model, quant=config.quant, revision=config.revision, tokenizer=asked_then.renderer.tokenizer
-    )
+    base = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=renderer.tokenizer)
     rehearsed = run.path / run_folder.CHECKPOINTS / REHEARSAL
     for_drift = load_rows(rehearsed)[:DRIFT_ROWS] if rehearsed.exists() else []
     model = load_tuned(base, run.path / run_folder.ADAPTER)
