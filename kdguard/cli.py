@@ -363,7 +363,7 @@ def import_(
     out: Annotated[Path | None, typer.Option(help="pack to write \\[default: FILE-probes.jsonl, here]")] = None,
 ) -> None:
     """Make a pack of a public question set, as it was downloaded."""
-    from kdguard.files import write_whole
+    from kdguard.files import write_jsonl
     from kdguard.probes.public import read_public
     from kdguard.terminal import console
 
@@ -371,7 +371,7 @@ def import_(
     path = out or Path(f"{file.stem}-probes.jsonl")
     if path.exists():
         raise InputError(f"{path}: this file is already there", "--out ANOTHER.jsonl")
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_jsonl(path, rows)
     console.print(f"{len(rows):,} probes  {path}\nnext        kdguard probe MODEL --probes {path}", markup=False)
 
 

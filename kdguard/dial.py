@@ -19,7 +19,7 @@ from kdguard.model.strength import scale_saved_adapter
 from kdguard.probes.answer import ask
 from kdguard.probes.score import Answer
 from kdguard.probes.watch import Allowance, Settled, split
-from kdguard.questions import asked_by
+from kdguard.questions import asked_in
 from kdguard.report import run as run_folder
 from kdguard.report.build import outcome, write_pages, write_report
 from kdguard.report.figures import Pair, kept, pair
@@ -72,7 +72,7 @@ def dial(
     config = resolve({"budget": budget}, run.path / run_folder.CONFIG)
     written, was = run.report["strength"], run.report["budget"] or {}
     limit = was.get("limit") if budget is None else config.budget
-    asked_then = asked_by(run, config)
+    asked_then = asked_in(run, config)
     renderer, new = asked_then.renderer, asked_then.new
     events.emit("phase", name="load")
     base = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=renderer.tokenizer)

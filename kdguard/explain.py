@@ -3,9 +3,8 @@
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
@@ -14,10 +13,10 @@ from kdguard.config import TuneConfig, resolve
 from kdguard.data.formats import Example
 from kdguard.errors import InputError
 from kdguard.events import Events
-from kdguard.files import write_whole
+from kdguard.files import write_jsonl, write_whole
 from kdguard.model.load import load_base, load_tuned
 from kdguard.probes.overlap import moved, overlap, states
-from kdguard.questions import Asked, asked_by
+from kdguard.questions import Asked, asked_in
 from kdguard.report import run as run_folder
 from kdguard.report.build import write_pages
 from kdguard.report.figures import Pair
@@ -46,7 +45,7 @@ def explain(run: Run, events: Events, *, control: bool = False) -> dict[str, Any
     known = [pair for pair in run.probes if pair.before.correct]
     if not known:
         raise InputError(f"{run.path}: the base knew none of its probes, so none was forgotten", "--probes of its own")
-    asked_then = asked_by(run, config)
+    asked_then = asked_in(run, config)
     renderer = asked_then.renderer
     cloning = _cloning(run, config, known, asked_then, events, control)  # first: two bases may not fit into memory
     events.emit("phase", name="load")
@@ -72,13 +71,13 @@ def explain(run: Run, events: Events, *, control: bool = False) -> dict[str, Any
             for place, share in zip(nearest.indices[i].tolist(), nearest.values[i].tolist(), strict=True)
         ]
 
-    lost = [i for i, gone in enumerate(forgotten) if gone]
+    lost, stayed = ([i for i, gone in enumerate(forgotten) if gone == fate] for fate in (True, False))
     often = Counter(place for i in lost for place in nearest.indices[i].tolist())
     found = {
         "known": len(known),
         "forgotten": len(lost),
         "rows": len(rows),
-        "moved": {"forgotten": _mean(how_far, lost), "kept": _mean(how_far, sorted({*range(len(known))} - {*lost}))},
+        "moved": {"forgotten": _mean(how_far, lost), "kept": _mean(how_far, stayed)},
         "interference": interference(overlaps, forgotten),
         "capacity": _capacity(run, config, model, len(asked_then.examples)),
         "cloning": cloning,
@@ -131,8 +130,8 @@ def _cloning(
         half = len(known) // 2
         shuffled = random.Random(config.seed).sample(known, len(known))
         taught = shuffled[: min(len(asked.examples), half)]
-        _write_rows(data, ({"question": asked.probes[p.before.id].text, "answer": p.before.answer} for p in taught))
-        _write_rows(pack, (asdict(asked.probes[pair.before.id]) for pair in shuffled[half:]))
+        write_jsonl(data, ({"question": asked.probes[p.before.id].text, "answer": p.before.answer} for p in taught))
+        write_jsonl(pack, (asdict(asked.probes[pair.before.id]) for pair in shuffled[half:]))
         tune(config.model_copy(update={"data": data, "probes": [str(pack)], "out": out, "budget": None}), events)
     twin = read_run(out)
     rest = {pair.before.id for pair in twin.probes}
@@ -143,7 +142,3 @@ def _cloning(
         "forgetting": twin.report["kept"]["forgetting"],
         "this_run": sum(pair.outcome == "forgotten" for pair in same) / len(same),
     }
-
-
-def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

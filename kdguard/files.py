@@ -1,7 +1,10 @@
 """Files that travel with the package, and files that appear whole or not at all."""
 
+import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 _PACKAGE = Path(__file__).parent
 
@@ -21,3 +24,8 @@ def write_whole(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    """Write rows as JSON, a line each, whole or not at all."""
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -42,7 +42,7 @@ class Asked:
     new: list[Probe]
 
 
-def asked_by(run: Run, config: TuneConfig) -> Asked:
+def asked_in(run: Run, config: TuneConfig) -> Asked:
     """Read a finished run's data and probes again. Raises InputError when those have changed."""
     tokenizer = own_tokenizer(run.path / run_folder.ADAPTER) or load_tokenizer(config.model, config.revision)
     renderer = Renderer(tokenizer)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from kdguard.data import IGNORE
 from kdguard.data.tokens import Renderer, Row
-from kdguard.files import write_whole
+from kdguard.files import write_jsonl
 from kdguard.probes.answer import ArithmeticSampling, batch_rows, generate
 
 REHEARSAL = "rehearsal.jsonl"  # beside the checkpoints
@@ -89,7 +89,7 @@ def answered(model: PreTrainedModel, renderer: Renderer, prompts: list[list[int]
 
 def save_rows(path: Path, rows: list[Row]) -> None:
     """Keep the rows beside the checkpoints, so that a resumed run rehearses the same ones."""
-    write_whole(path, "".join(json.dumps(row.ids) + "\n" for row in rows))
+    write_jsonl(path, (row.ids for row in rows))
 
 
 def load_rows(path: Path) -> list[Row]:

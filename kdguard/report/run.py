@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from kdguard.errors import InputError
-from kdguard.files import write_whole
+from kdguard.files import write_jsonl
 from kdguard.probes.score import Answer
 from kdguard.report.figures import Pair, pair
 
@@ -73,7 +73,7 @@ def unfinished_config(path: Path) -> Path:
 
 
 def write_answers(path: Path, answers: Iterable[Answer]) -> None:
-    write_whole(path, "".join(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers))
+    write_jsonl(path, map(asdict, answers))
 
 
 def read_answers(path: Path) -> list[Answer]:
