@@ -117,12 +117,7 @@ def tune(
             end="",
         )
         return
-    if as_json:
-        print(json.dumps(report, indent=2))
-    else:
-        from kdguard.report.run import read_run
-
-        _compare([read_run(run) for run in runs], as_json=False)
+    _show(runs, as_json)
     if report["budget"] and not report["budget"]["met"]:
         raise typer.Exit(OVER_BUDGET)
 
@@ -198,8 +193,6 @@ def adopt(
     as_json: Json = False,
 ) -> None:
     """Make a run folder for an adapter that another tool trained: what did it forget? Then dial, compare, look."""
-    from kdguard.report.run import read_run
-
     terminal, events = _listening(as_json, base or adapter)
 
     from kdguard import adopt as story
@@ -209,11 +202,7 @@ def adopt(
         path = story.adopt(adapter, events, base=base, data=data, out=out, **settings)
     finally:
         terminal.close()
-    run = read_run(path)
-    if as_json:
-        print(json.dumps(run.report, indent=2))
-    else:
-        _compare([run], as_json=False)
+    _show([path], as_json)
 
 
 @app.command(epilog="kdguard explain runs/mine\n\nkdguard explain runs/mine --control")
@@ -470,6 +459,17 @@ def _listening(as_json: bool, model: str) -> tuple[Any, Any]:
     _quiet_libraries(show_downloads=in_hub)
     terminal = Terminal(err if as_json else console, show_load=not in_hub)
     return terminal, Events(terminal)
+
+
+def _show(paths: list[Path], as_json: bool) -> None:
+    """What a command has just written: the last run's report alone as JSON, or all of them as tables."""
+    from kdguard.report.run import read_run
+
+    runs = [read_run(path) for path in paths]
+    if as_json:
+        print(json.dumps(runs[-1].report, indent=2))
+    else:
+        _compare(runs, as_json=False)
 
 
 def _compare(runs: list[Any], as_json: bool) -> None:
