@@ -167,6 +167,20 @@ def probing() -> str:
     return markdown("probes|in batches|one by one|same answers", lines)
 
 
+def data() -> str:
+    """Large data, checked and tokenised."""
+    lines = [
+        [
+            f"{row['work']}: {row['rows']:,} rows, {row['gb']:.2f} GB",
+            f"{row['seconds']:,.1f} s",
+            f"{row['rows_per_second']:,}",
+            f"{row['peak_gib']:.2f} GiB",
+        ]
+        for row in read("data")
+    ]
+    return markdown("work|time|rows a second|peak memory", lines)
+
+
 def step() -> str:
     """A step with the guard over one without."""
     lines = [
@@ -193,7 +207,7 @@ def loss() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    each.__name__: each for each in (worlds, methods, interference, explain, style, budget, step, probing, loss)
+    each.__name__: each for each in (worlds, methods, interference, explain, style, budget, step, data, probing, loss)
 }
 
 

@@ -1,6 +1,7 @@
 """The story of `kdguard adopt`: a run folder for an adapter that another tool trained."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from peft.tuners.lora import Embedding as LoraEmbedding
 from peft.tuners.lora import LoraLayer
 
 from kdguard.config import resolve
-from kdguard.data import formats
 from kdguard.data.tokens import Collator, Renderer
 from kdguard.errors import InputError
 from kdguard.events import Events
@@ -21,7 +21,7 @@ from kdguard.guard.teacher import drift
 from kdguard.model.load import load_base, load_tuned, own_tokenizer, save_adapter
 from kdguard.probes.answer import ask
 from kdguard.probes.packs import load_probes
-from kdguard.questions import new_questions
+from kdguard.questions import new_questions, read_data
 from kdguard.report import run as run_folder
 from kdguard.report.build import build_report, write_report
 from kdguard.tune import DRIFT_ROWS, MAX_REHEARSAL_TOKENS, graded, peak_memory_gib
@@ -34,15 +34,15 @@ def adopt(
     events: Events,
     *,
     base: str | None = None,
-    data: Path | None = None,
+    data: Sequence[str] = (),
     out: Path | None = None,
     **settings: Any,
 ) -> Path:
     """Ask the base and the tuned model, write a run folder, and return where it is.
 
     adapter: a folder or hub id of a LoRA in PEFT's format; its own tokenizer and chat template are used where it has
-    them. base: the model it belongs to, where that is not the one its config names. data: the rows it was trained on,
-    to tell what was learned. settings: further keys of TuneConfig.
+    them. base: the model it belongs to, where that is not the one its config names. data: the files of rows it was
+    trained on, to tell what was learned. settings: further keys of TuneConfig.
 
     Raises InputError for what is not plain LoRA on a base that can be loaded.
     """
@@ -54,12 +54,11 @@ def adopt(
         raise InputError(f"{folder}: its config does not name the base", f"kdguard adopt {adapter} --base MODEL")
     revision = None if base else made.revision
     config = resolve(
-        {"data": data, "model": model_name, "revision": revision, "rank": made.r, "guard": False, **settings}
+        {"data": list(data), "model": model_name, "revision": revision, "rank": made.r, "guard": False, **settings}
     )
     out = out or Path("runs") / f"{folder.resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_folder.refuse_used(out, "give another --out")
     probes = load_probes(config.probes)
-    examples = formats.read(data).examples if data else []
     own = own_tokenizer(folder)
     events.emit("phase", name="load")
     try:
@@ -67,8 +66,7 @@ def adopt(
     except InputError as error:
         raise InputError(error.message, f"kdguard adopt {adapter} --base FOLDER_OR_HUB_ID") from None
     renderer = Renderer(loaded.tokenizer)
-    rows = [renderer.row(example, config.max_length) for example in examples]
-    new = new_questions(examples, rows, config)
+    new = new_questions(read_data(config, renderer, events), config) if data else []
 
     def asked(of: str, when: str, questions: list) -> list:
         events.emit("phase", name=f"ask {of} {when}")

@@ -1,14 +1,15 @@
 """The story of `kdguard data check` on a model: what the base already knows of the rows, and which contradict it."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel
 
 from kdguard.config import TuneConfig
-from kdguard.data.check import Finding, asked_by, said, shares_an_answer
+from kdguard.data.check import Finding, asked_by, in_short, lengths, said, shares_an_answer
 from kdguard.data.formats import Example
 from kdguard.data.tokens import Renderer
 from kdguard.events import Events
@@ -18,13 +19,13 @@ from kdguard.probes.levels import grade
 from kdguard.probes.overlap import overlap, states
 from kdguard.probes.packs import Probe, load_probes
 from kdguard.probes.score import LEVELS, Answer, is_correct
-from kdguard.questions import new_questions, row_of
+from kdguard.questions import new_questions, read_data, row_of
 
 AT_RISK = 20  # probes shown
 SURE, UNSURE, NEVER = LEVELS[0], LEVELS[1], f"{LEVELS[2]} or {LEVELS[3]}"  # nothing is sampled to tell the last apart
 
 
-def check(examples: list[Example], config: TuneConfig, events: Events) -> dict[str, Any]:
+def check(config: TuneConfig, events: Events) -> dict[str, Any]:
     """What the base knows of the rows, in figures, and the rows that contradict what it knows for certain.
 
     A question is asked once, however many rows ask it: as an example in a few-shot prompt, another row would tell the
@@ -36,8 +37,10 @@ def check(examples: list[Example], config: TuneConfig, events: Events) -> dict[s
     probes = load_probes(config.probes)
     tokenizer = load_tokenizer(config.model, config.revision)
     renderer = Renderer(tokenizer)
-    distinct = list({asked_by(example): example for example in reversed(examples)}.values())[::-1]
-    rows = [renderer.row(example, config.max_length) for example in distinct]
+    rows = read_data(config, renderer, events)
+    asking = np.array([hash(asked_by(example)) if example.messages else 0 for example in rows.examples()])
+    _, distinct = np.unique(np.where(rows.asks, asking, 0), return_index=True)
+    distinct = distinct[rows.asks[distinct]]
     events.emit("phase", name="load")
     base = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=tokenizer)
 
@@ -49,8 +52,8 @@ def check(examples: list[Example], config: TuneConfig, events: Events) -> dict[s
         )
 
     facts, others = [], []
-    for question in new_questions(distinct, rows, config):
-        if len(question.messages) == 1 and rows[row_of(question.id)].targets <= MAX_NEW_TOKENS:
+    for question in new_questions(rows, config, distinct):
+        if len(question.messages) == 1 and rows.targets[row_of(question.id)] <= MAX_NEW_TOKENS:
             facts.append(replace(question, messages=()))  # messages would be asked in their own words each time
         else:
             others.append(question)
@@ -63,15 +66,18 @@ def check(examples: list[Example], config: TuneConfig, events: Events) -> dict[s
     wrong = {answer.id for answer in new if not answer.correct}
 
     lessons = [question for question in [*facts, *others] if question.id in wrong]
-    asked = {said(example.question) for example in examples}
-    old = graded([probe for probe in probes if not probe.choices and said(probe.question) in asked])
+    by_question = {said(probe.question): probe for probe in probes if not probe.choices}
+    same = [example for example in rows.examples() if said(example.question) in by_question]
+    old = graded([by_question[question] for question in {said(example.question) for example in same}])
     return {
+        "tokens": lengths(rows.lengths),
+        "cut": int((rows.cut > 0).sum()),
         "questions": len(distinct),
         "asked": len(new),
         "known": known,
         "unknown": len(new) - known,
         "levels": {level: levels[level] for level in (SURE, UNSURE, NEVER)},
-        "against_the_base": [asdict(finding) for finding in against_the_base(examples, old)],
+        "against_the_base": [vars(finding) for finding in against_the_base(same, old)],
         "at_risk": at_risk(base.model, renderer, probes, lessons, events) if lessons else [],
     }
 
@@ -102,11 +108,11 @@ def at_risk(
     ][:AT_RISK]
 
 
-def against_the_base(examples: Sequence[Example], old: Sequence[Answer]) -> list[Finding]:
+def against_the_base(examples: Iterable[Example], old: Sequence[Answer]) -> list[Finding]:
     """Rows that ask a HighlyKnown probe, with no answer in common with it, nor with what the base answered."""
     sure = {said(answer.question): answer for answer in old if answer.level == SURE}
     return [
-        Finding(example.where, example.question, example.answers[0], answer.id, answer.answer)
+        Finding(example.where, f"{in_short(example)}, but the base says {answer.answer} ({answer.id})")
         for example in examples
         if (answer := sure.get(said(example.question)))
         and not shares_an_answer(example.answers, answer.answers)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from kdguard.data.formats import parse_columns
 from kdguard.errors import InputError
 from kdguard.files import shipped
 from kdguard.probes.packs import shipped_packs
@@ -24,7 +25,13 @@ class TuneConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    data: Path | None = Field(None, description="training file: JSONL, JSON or CSV")
+    data: list[str] = Field(
+        [], description="training files (JSONL, JSON, CSV, TSV, Parquet), folders of them, or a dataset's id on the hub"
+    )
+    columns: dict[str, str] | None = Field(
+        None, description="where columns are named otherwise: `question=Q,answer=A`, ours before the file's"
+    )
+    last_turn: bool = Field(False, description="teach only the last turn of a conversation, not all of the assistant's")
     model: str = Field(description="hub id, local folder, or `demo`")
     revision: str | None = Field(None, description="hub revision (branch, tag or commit) of the model")
     preset: str | None = Field(None, description="preset's name [default: the one made for the model]")
@@ -68,7 +75,9 @@ class TuneConfig(BaseModel):
     micro_batch_size: int | None = Field(
         None, ge=1, description="training rows in memory at once [default: the largest divisor of the batch up to 4]"
     )
-    max_length: int = Field(1024, ge=16, description="longest row, in tokens")
+    max_length: int = Field(
+        1024, ge=16, description="longest row, in tokens; a longer one loses the beginning of its prompt, no answer"
+    )
     rank: int = Field(64, ge=1, description="LoRA rank; alpha equals it")
     quant: Literal["4bit", "8bit", "none"] = Field("4bit", description="quantisation of the base")
     seed: int = Field(0, ge=0, description="seed of the rows' order, the adapter and the rehearsal")
@@ -79,6 +88,20 @@ class TuneConfig(BaseModel):
         by_budget = BUDGET if values.get("budget") is not None else {}
         by_goal = STYLE if values.get("goal") == "style" else {}
         return {**by_budget, **by_goal, **values}
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        if value is None:
+            return []
+        return [str(each) for each in value] if isinstance(value, (list, tuple)) else [str(value)]
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            value = ",".join(f"{name}={column}" for name, column in value.items())
+        return parse_columns(value) if isinstance(value, str) else value
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -94,14 +117,21 @@ class TuneConfig(BaseModel):
             raise ValueError(f"--micro-batch-size {value} does not divide --batch-size {info.data['batch_size']}")
         return value
 
+    @property
+    def data_name(self) -> str | None:
+        """The training data in short, for people; None where there are none."""
+        return ", ".join(self.data) or None
+
     def to_yaml(self) -> str:
         """The resolved config, with absolute paths, as `kdguard tune --config` reads it back."""
         values = self.model_dump(mode="json")
-        values["data"] = self.data and str(self.data.resolve())
         ours = {"demo", *shipped_packs()}
-        for key, names in (("model", [self.model]), ("probes", self.probes)):
-            there = [str(Path(name).resolve()) if Path(name).exists() and name not in ours else name for name in names]
-            values[key] = there if key == "probes" else there[0]
+
+        def absolute(name: str) -> str:
+            return str(Path(name).resolve()) if Path(name).exists() and name not in ours else name
+
+        values |= {key: [absolute(name) for name in values[key]] for key in ("data", "probes")}
+        values["model"] = absolute(self.model)
         values["out"] = None
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 

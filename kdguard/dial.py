@@ -72,7 +72,7 @@ def dial(
     config = resolve({"budget": budget}, run.path / run_folder.CONFIG)
     written, was = run.report["strength"], run.report["budget"] or {}
     limit = was.get("limit") if budget is None else config.budget
-    asked_then = asked_in(run, config)
+    asked_then = asked_in(run, config, events)
     renderer, new = asked_then.renderer, asked_then.new
     events.emit("phase", name="load")
     base = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=renderer.tokenizer)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 from peft import PeftModel
 
 from kdguard.config import TuneConfig, resolve
@@ -38,22 +39,25 @@ def explain(run: Run, events: Events, *, control: bool = False) -> dict[str, Any
     Writes `explain.json`, and the rows into `report.html`. Raises InputError when data or probes have changed.
     """
     config = resolve({}, run.path / run_folder.CONFIG)
-    if config.data is None:
+    if not config.data:
         raise InputError(
             f"{run.path}: this adapter was adopted without its data", "kdguard adopt ADAPTER --data FILE names the rows"
         )
     known = [pair for pair in run.probes if pair.before.correct]
     if not known:
         raise InputError(f"{run.path}: the base knew none of its probes, so none was forgotten", "--probes of its own")
-    asked_then = asked_in(run, config)
+    asked_then = asked_in(run, config, events)
     renderer = asked_then.renderer
+    asking = np.flatnonzero(asked_then.rows.asks).tolist()
+    if not asking:
+        raise InputError(f"{run.path}: plain text has no questions that could lie near to old ones", "kdguard compare")
     cloning = _cloning(run, config, known, asked_then, events, control)  # first: two bases may not fit into memory
     events.emit("phase", name="load")
     base = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=renderer.tokenizer)
-    rows = list(range(len(asked_then.examples)))
-    if len(rows) > MAX_ROWS:
-        rows = sorted(random.Random(config.seed).sample(rows, MAX_ROWS))
-    questions = [renderer.ids(asked_then.examples[i].messages[:-1], prompt=True)[-config.max_length :] for i in rows]
+    if len(asking) > MAX_ROWS:
+        asking = sorted(random.Random(config.seed).sample(asking, MAX_ROWS))
+    rows = [asked_then.rows.example(place) for place in asking]
+    questions = [renderer.ids(row.messages[:-1], prompt=True)[-config.max_length :] for row in rows]
     asked = [renderer.prompt(asked_then.probes[pair.before.id].text) for pair in known]
     events.emit("phase", name="overlap")
     progress = events.progress("overlap")
@@ -67,7 +71,7 @@ def explain(run: Run, events: Events, *, control: bool = False) -> dict[str, Any
 
     def named(i: int) -> list[dict[str, Any]]:
         return [
-            {**_row(asked_then.examples[rows[place]]), "overlap": round(share, 4)}
+            {**_row(rows[place]), "overlap": round(share, 4)}
             for place, share in zip(nearest.indices[i].tolist(), nearest.values[i].tolist(), strict=True)
         ]
 
@@ -79,9 +83,9 @@ def explain(run: Run, events: Events, *, control: bool = False) -> dict[str, Any
         "rows": len(rows),
         "moved": {"forgotten": _mean(how_far, lost), "kept": _mean(how_far, stayed)},
         "interference": interference(overlaps, forgotten),
-        "capacity": _capacity(run, config, model, len(asked_then.examples)),
+        "capacity": _capacity(run, config, model, len(asked_then.rows)),
         "cloning": cloning,
-        "often": [{**_row(asked_then.examples[rows[place]]), "named": n} for place, n in often.most_common(20)],
+        "often": [{**_row(rows[place]), "named": n} for place, n in often.most_common(20)],
         "probes": [
             {
                 "id": known[i].before.id,
@@ -129,10 +133,11 @@ def _cloning(
             return None
         half = len(known) // 2
         shuffled = random.Random(config.seed).sample(known, len(known))
-        taught = shuffled[: min(len(asked.examples), half)]
+        taught = shuffled[: min(len(asked.rows), half)]
         write_jsonl(data, ({"question": asked.probes[p.before.id].text, "answer": p.before.answer} for p in taught))
         write_jsonl(pack, (asdict(asked.probes[pair.before.id]) for pair in shuffled[half:]))
-        tune(config.model_copy(update={"data": data, "probes": [str(pack)], "out": out, "budget": None}), events)
+        changed = {"data": [str(data)], "columns": None, "probes": [str(pack)], "out": out, "budget": None}
+        tune(config.model_copy(update=changed), events)
     twin = read_run(out)
     rest = {pair.before.id for pair in twin.probes}
     same = [pair for pair in known if pair.before.id in rest]

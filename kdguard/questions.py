@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from kdguard.config import TuneConfig
-from kdguard.data import formats
-from kdguard.data.formats import Example
-from kdguard.data.tokens import Renderer, Row
+from kdguard.data.rows import Rows, tokenise
+from kdguard.data.tokens import Renderer
 from kdguard.errors import InputError
+from kdguard.events import Events
 from kdguard.model.load import load_tokenizer, own_tokenizer
 from kdguard.probes.packs import Probe, load_probes
 from kdguard.report import run as run_folder
@@ -17,40 +19,57 @@ from kdguard.report.run import Run
 MAX_NEW_QUESTIONS = 500  # training questions asked before and after; a seeded sample of more rows
 
 
-def new_questions(examples: list[Example], rows: list[Row], config: TuneConfig) -> list[Probe]:
+def read_data(config: TuneConfig, renderer: Renderer, events: Events) -> Rows:
+    """The training rows, with progress. Raises InputError for the first that cannot be used."""
+    events.emit("phase", name="read")
+    return tokenise(
+        config.data,
+        renderer,
+        config.max_length,
+        columns=config.columns,
+        last_turn=config.last_turn,
+        progress=events.progress("read"),
+    )
+
+
+def new_questions(rows: Rows, config: TuneConfig, among: NDArray[np.intp] | None = None) -> list[Probe]:
     """What the training rows teach, as questions: everything before the last answer, and that answer.
 
-    Rows that were cut to `max_length` are not asked; of more than MAX_NEW_QUESTIONS a seeded sample is.
+    Plain text asks nothing, and rows that were cut are not asked; of more than MAX_NEW_QUESTIONS a seeded sample is.
+    among: places of rows, where not all are meant.
     """
-    whole = [i for i, row in enumerate(rows) if len(row.ids) < config.max_length]
+    whole = np.flatnonzero(rows.asks & (rows.cut == 0))
+    if among is not None:
+        whole = np.intersect1d(whole, among)
     if len(whole) > MAX_NEW_QUESTIONS:
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(config.seed))
-        whole = sorted(whole[i] for i in order[:MAX_NEW_QUESTIONS].tolist())
+        whole = np.sort(whole[order[:MAX_NEW_QUESTIONS].numpy()])
+    examples = {place: rows.example(place) for place in whole.tolist()}
     return [
-        Probe(f"row-{i + 1}", "new", examples[i].question, examples[i].answers, messages=examples[i].messages[:-1])
-        for i in whole
+        Probe(f"row-{place + 1}", "new", example.question, example.answers, messages=example.messages[:-1])
+        for place, example in examples.items()
     ]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a finished run was trained on and asked: its rows, its probes by id, and its training questions."""
+    """What a finished run was trained on and asked: its rows if they are known, its probes by id, and the questions."""
 
     renderer: Renderer
-    examples: list[Example]
+    rows: Rows | None
     probes: dict[str, Probe]
     new: list[Probe]
 
 
-def asked_in(run: Run, config: TuneConfig) -> Asked:
+def asked_in(run: Run, config: TuneConfig, events: Events) -> Asked:
     """Read a finished run's data and probes again. Raises InputError when those have changed."""
     tokenizer = own_tokenizer(run.path / run_folder.ADAPTER) or load_tokenizer(config.model, config.revision)
     renderer = Renderer(tokenizer)
-    examples = formats.read(config.data).examples if config.data else []
-    new = new_questions(examples, [renderer.row(example, config.max_length) for example in examples], config)
+    rows = read_data(config, renderer, events) if config.data else None
+    new = new_questions(rows, config) if rows else []
     probes = {probe.id: probe for probe in load_probes(config.probes)}
     for what, now, then in (
-        (config.data, {probe.id: probe for probe in new}, run.new),
+        (config.data_name, {probe.id: probe for probe in new}, run.new),
         (", ".join(config.probes), probes, [*run.probes, *run.watched]),
     ):
         same = all(
@@ -60,7 +79,7 @@ def asked_in(run: Run, config: TuneConfig) -> Asked:
         )
         if not same or len(now) != len(then):
             raise InputError(f"{what} has changed since this run", "put the old file back, or tune again")
-    return Asked(renderer, examples, probes, new)
+    return Asked(renderer, rows, probes, new)
 
 
 def row_of(question_id: str) -> int:

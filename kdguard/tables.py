@@ -15,11 +15,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kdguard.data.check import Checked, lengths
 from kdguard.probes.score import LEVELS, Answer
 from kdguard.report.compare import compare
 from kdguard.report.figures import Pair
 from kdguard.report.run import Run
-from kdguard.report.why import in_words
+from kdguard.report.why import in_words as why_in_words
+from kdguard.terminal import in_words
 
 T = TypeVar("T")
 
@@ -141,53 +143,59 @@ def level_table(answers: Sequence[Answer]) -> Table:
     return table
 
 
-def print_check(out: Console, found: dict[str, Any]) -> None:
-    """What `data check` found: figures, and each finding on a line of its own that begins with `file:line`."""
+def print_check(out: Console, checked: Checked) -> None:
+    """What `data check` found in the rows: figures, and each finding on a line that begins with `file:line`."""
+    figures = {"data": f"{checked.rows:,} rows of {', '.join(checked.formats) or 'no known format'}"}
+    if checked.rows:
+        figures["lengths"] = in_words(lengths(checked.characters), "characters")
+    figures["found"] = ", ".join(f"{n:,} {kind}" for kind, n in checked.counts.items()) or "nothing wrong"
+    out.print(_figures(figures))
+    for kind, n in checked.counts.items():
+        _print_findings(out, f"{kind}: {n:,}", [vars(finding) for finding in checked.findings[kind]], n)
+
+
+def print_checked_by(out: Console, found: dict[str, Any]) -> None:
+    """What `data check` found by asking the base."""
+    sample = f", out of {found['questions']:,} questions" if found["asked"] < found["questions"] else ""
+    share = found["known"] / max(found["asked"], 1)
+    cut = f"; {found['cut']:,} rows lose the beginning of their prompt" if found["cut"] else ""
     figures = {
-        "data": f"{found['rows']:,} {found['format']} rows",
-        "repeated": f"{len(found['duplicates']):,} rows",
-        "contradicted": f"{len(found['contradictions']):,} rows, by an earlier one",
+        "tokens": in_words(found["tokens"]) + cut,
+        "known": f"{found['known']:,} of {found['asked']:,} asked ({share:.1%}){sample}",
+        "facts": ", ".join(f"{n:,} {level}" for level, n in found["levels"].items()),
+        "against base": f"{len(found['against_the_base']):,} rows, where another answer is HighlyKnown",
     }
-    if "asked" in found:
-        sample = f", out of {found['questions']:,} questions" if found["asked"] < found["questions"] else ""
-        share = found["known"] / max(found["asked"], 1)
-        figures |= {
-            "known": f"{found['known']:,} of {found['asked']:,} asked ({share:.1%}){sample}",
-            "facts": ", ".join(f"{n:,} {level}" for level, n in found["levels"].items()),
-            "against base": f"{len(found['against_the_base']):,} rows, where another answer is HighlyKnown",
-        }
-    table = Table.grid(padding=(0, 2))
-    for name, value in figures.items():
-        table.add_row(f"[bold]{name}[/]", escape(value))
-    out.print(table)
-    for title, key, line in (
-        ("repeated rows", "duplicates", "{where}: {question} -> {answer}, as in {against}"),
-        ("contradictions in the data", "contradictions", "{where}: {question} -> {answer}, but {other} in {against}"),
-        (
-            "contradictions with the base",
-            "against_the_base",
-            "{where}: {question} -> {answer}, but the base says {other} ({against})",
-        ),
-    ):
-        findings = found.get(key, ())
-        if findings:
-            out.print(f"\n[bold]{title}: {len(findings):,}[/]")
-        for finding in findings[:SHOWN]:
-            short = {name: _in_short(finding[name]) for name in ("question", "answer", "other")}
-            out.print(_plain(line.format(**{**finding, **short})), soft_wrap=True)
-        if len(findings) > SHOWN:
-            out.print(f"[dim]and {len(findings) - SHOWN:,} more[/]")
-    if found.get("at_risk"):
+    out.print()
+    out.print(_figures(figures))
+    against = found["against_the_base"]
+    _print_findings(out, f"contradictions with the base: {len(against):,}", against, len(against))
+    if found["at_risk"]:
         out.print("\n[bold]first at risk: what it knows that lies nearest to what it does not[/]")
         for probe in found["at_risk"][: SHOWN // 2]:
             known, near = (_in_short(text) for text in (f"{probe['question']} {probe['answer']}", probe["near"]))
             out.print(_plain(f"{known}, near to: {near}"), soft_wrap=True)
 
 
+def _figures(figures: dict[str, str]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for name, value in figures.items():
+        table.add_row(f"[bold]{name}[/]", _plain(value))
+    return table
+
+
+def _print_findings(out: Console, title: str, findings: Sequence[dict[str, str]], n: int) -> None:
+    if findings:
+        out.print(f"\n[bold]{title}[/]")
+    for finding in findings[:SHOWN]:
+        out.print(_plain(f"{finding['where']}: {finding['what']}"), soft_wrap=True)
+    if n > SHOWN:
+        out.print(f"[dim]and {n - SHOWN:,} more[/]")
+
+
 def print_explained(out: Console, found: dict[str, Any]) -> None:
     """The hypotheses with their figures, the rows named most often, and the nearest rows of some forgotten probes."""
     table = Table.grid(padding=(0, 2))
-    for name, said in in_words(found).items():
+    for name, said in why_in_words(found).items():
         table.add_row(f"[bold]{name}[/]", escape(said))
     how_far = [
         f"{moved:.1%} for {name} ones" for name in ("forgotten", "kept") if (moved := found["moved"][name]) is not None

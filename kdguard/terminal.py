@@ -13,6 +13,9 @@ console = Console(highlight=False, emoji=False)
 err = Console(stderr=True, highlight=False, emoji=False)
 
 PHASES = {
+    "read": "reading rows, in MB",
+    "check": "checking rows, in MB",
+    "clean": "writing cleaned rows, in MB",
     "load": "loading the base",
     "overlap": "comparing questions",
     "grade": "asking in other words",
@@ -59,7 +62,8 @@ class Terminal:
             self._end()
             self.out.print(plan_table(event))
         elif kind == "progress":
-            self.progress.update(self.task, completed=event["done"], total=event["total"])
+            unit = 1_000_000 if PHASES[event["phase"]].endswith("in MB") else 1
+            self.progress.update(self.task, completed=event["done"] // unit, total=event["total"] // unit)
         elif kind == "loss":
             note = f"CE {event['ce']:.3f}, KL {event['kl']:.4f}{self.sampled}{self.watched}"
             self.progress.update(self.task, completed=event["step"], total=event["steps"], note=note)
@@ -90,13 +94,21 @@ class Terminal:
             self.progress.stop()
 
 
+def in_words(lengths: dict[str, int], unit: str = "tokens") -> str:
+    """Percentiles of the rows' lengths."""
+    half, most, nearly_all, longest = (f"{lengths[key]:,}" for key in ("median", "p90", "p99", "longest"))
+    return f"half up to {half} {unit}, 90 % up to {most}, 99 % up to {nearly_all}, longest {longest}"
+
+
 def plan_table(plan: dict[str, Any]) -> Table:
     config = plan["config"]
     table = Table.grid(padding=(0, 2))
     rows = {
         "model": f"{plan['model']}, {plan['parameters'] / 1e6:,.1f} M parameters, {plan['quant']} on {plan['device']}",
-        "data": f"{config['data']}: {plan['rows']:,} {plan['format']} rows, {plan['tokens']:,} tokens, "
-        f"{plan['target_tokens']:,} of them targets, longest {plan['longest']}",
+        "data": f"{', '.join(config['data'])}: {plan['rows']:,} rows of {plan['format']}, {plan['tokens']:,} tokens, "
+        f"{plan['target_tokens']:,} of them targets",
+        "lengths": in_words(plan["lengths"])
+        + (f"; {plan['cut']:,} rows lost the beginning of their prompt" if plan["cut"] else ""),
         "template": plan["template"],
         "training": f"{plan['steps']:,} steps of {config['batch_size']} rows, {config['epochs']} epochs, "
         f"rank {config['rank']}, learning rate {config['lr']:g}",

@@ -13,7 +13,8 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from kdguard.config import TuneConfig
-from kdguard.data import formats
+from kdguard.data.check import lengths
+from kdguard.data.rows import Rows
 from kdguard.data.tokens import CHATML, Collator, Renderer, Row
 from kdguard.errors import InputError
 from kdguard.events import Events
@@ -37,7 +38,7 @@ from kdguard.probes.levels import grade
 from kdguard.probes.packs import Probe, load_probes
 from kdguard.probes.score import Answer
 from kdguard.probes.watch import Allowance, split
-from kdguard.questions import new_questions, row_of
+from kdguard.questions import new_questions, read_data, row_of
 from kdguard.report import run as run_folder
 from kdguard.report.build import build_report, write_report
 from kdguard.training import Sample, Tell, last_checkpoint, stop_on_ctrl_c, training_arguments
@@ -63,40 +64,41 @@ def tune(
     a checkpoint was saved.
     """
     started = time.time()
-    if config.data is None:
+    if not config.data:
         raise InputError("no training data was named", "kdguard tune DATA")
     out = config.out or default_out(config)
     if resume:
         run_folder.unfinished_config(out)
     else:
         run_folder.refuse_used(out, "give another --out, or --resume to go on with that run")
-    dataset = formats.read(config.data)
     probes = load_probes(config.probes)
     watched, scored = split(probes, config.seed, config.budget) if config.budget is not None else ([], probes)
     tokenizer = load_tokenizer(config.model, config.revision)
     renderer = Renderer(tokenizer)
-    rows = [renderer.row(example, config.max_length) for example in dataset.examples]
+    rows = read_data(config, renderer, events)
     events.emit("phase", name="load")
     base = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=tokenizer)
     config = config.model_copy(update={"lr": config.lr or default_lr(base.model, config.goal)})
-    new = new_questions(dataset.examples, rows, config)
+    new = new_questions(rows, config)
+    longest = int(rows.lengths.max())
     plan = {
         "model": config.model,
         "parameters": base.model.num_parameters(),
         "device": str(device()),
         "quant": config.quant,
         "template": "ChatML" if tokenizer.chat_template.endswith(CHATML) else "the tokenizer's own",
-        "format": dataset.format,
+        "format": ", ".join(rows.formats),
         "rows": len(rows),
-        "tokens": sum(len(row.ids) for row in rows),
-        "target_tokens": sum(row.targets for row in rows),
-        "longest": max(len(row.ids) for row in rows),
+        "tokens": int(rows.lengths.sum()),
+        "target_tokens": int(rows.targets.sum()),
+        "lengths": lengths(rows.lengths),
+        "cut": int((rows.cut > 0).sum()),
         "steps": config.epochs * -(-len(rows) // config.batch_size),
         "probes": len(scored),
         "watched": len(watched),
         "new_questions": len(new),
         "rehearsal_rows": rehearsal_rows(config, len(rows)),
-        "memory_gib": estimate_gib(base.model, config, max(len(row.ids) for row in rows)),
+        "memory_gib": estimate_gib(base.model, config, longest),
         "out": str(out),
     }
     events.emit("plan", config=config.model_dump(mode="json"), **plan)
@@ -216,7 +218,8 @@ def rehearsal_rows(config: TuneConfig, rows: int) -> int:
 def default_out(config: TuneConfig) -> Path:
     """`runs/<data>-<model>-<time>`."""
     model = re.sub(r"[^A-Za-z0-9.]+", "-", config.model.rstrip("/").split("/")[-1]).strip("-")
-    return Path("runs") / f"{config.data.stem}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
+    data = Path(config.data[0]).stem + (f"-and-{len(config.data) - 1}-more" if len(config.data) > 1 else "")
+    return Path("runs") / f"{data}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def peak_memory_gib() -> float:
@@ -251,7 +254,7 @@ def graded(
 
 
 def _rehearsal(
-    config, model, renderer: Renderer, checkpoints: Path, rows: list[Row], events: Events, resume: bool
+    config, model, renderer: Renderer, checkpoints: Path, rows: Rows, events: Events, resume: bool
 ) -> list[Row]:
     path = checkpoints / REHEARSAL
     if resume and path.exists():
@@ -262,7 +265,7 @@ def _rehearsal(
         renderer,
         rehearsal_rows(config, len(rows)),
         seed=config.seed,
-        max_new_tokens=min(MAX_REHEARSAL_TOKENS, max(len(row.ids) for row in rows)),
+        max_new_tokens=min(MAX_REHEARSAL_TOKENS, int(rows.lengths.max())),
         progress=events.progress("rehearse"),
     )
     save_rows(path, found)

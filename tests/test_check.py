@@ -29,7 +29,7 @@ def write(path, *rows: tuple[str, str]):
 
 
 def checked(path, **flags) -> dict:
-    return check(read(path).examples, resolve({"data": path, "model": "demo", "prompts": 2, **flags}), Events())
+    return check(resolve({"data": path, "model": "demo", "prompts": 2, **flags}), Events())
 
 
 def test_what_the_base_knows_is_counted_and_a_row_against_it_is_named(tmp_path):
@@ -40,8 +40,8 @@ def test_what_the_base_knows_is_counted_and_a_row_against_it_is_named(tmp_path):
     assert sum(found["levels"].values()) == 7
     assert found["levels"]["MaybeKnown"] == 2  # not in "Answer in a few words. ...", which the demo never learned
     (against,) = found["against_the_base"]
-    assert (against["where"], against["answer"]) == (f"{path}:7", WRONG[1])
-    assert (against["against"], against["other"]) == ("country-capital-peru", "Lima")
+    assert against["where"] == f"{path}:7"
+    assert against["what"] == f"{WRONG[0]} -> {WRONG[1]}, but the base says Lima (country-capital-peru)"
 
 
 def test_a_fact_counts_once_however_many_rows_teach_it_and_each_row_against_the_base_is_named(tmp_path):
@@ -94,7 +94,7 @@ def test_of_many_questions_a_sample_is_asked(tmp_path, monkeypatch):
 def test_a_row_is_against_the_base_only_where_it_is_sure_and_says_nothing_of_the_row(
     tmp_path, said, level, row, against
 ):
-    rows = read(write(tmp_path / "rows.jsonl", ("The capital of Peru?", row))).examples
+    rows = read([write(tmp_path / "rows.jsonl", ("The capital of Peru?", row))]).examples
     probe = Answer("peru", "capitals", "the capital of Peru", ("Lima", "Ciudad de los Reyes"), said, True, level)
     assert bool(against_the_base(rows, [probe])) is against
 
@@ -117,20 +117,18 @@ def test_json_is_the_whole_of_standard_output_and_has_every_finding(tmp_path):
     done = kdguard("data", "check", path, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert set(found) == {"rows", "format", "duplicates", "contradictions"}
-    assert (found["rows"], found["format"], found["duplicates"]) == (32, "question/answer", [])
-    assert len(found["contradictions"]) == 30
-    assert found["contradictions"][0] == {
-        "where": f"{path}:3",
-        "question": FRANCE,
-        "answer": "Lyon ",
-        "against": f"{path}:1",
-        "other": "Paris",
-    }
+    assert set(found) == {"rows", "formats", "characters", "findings"}
+    assert (found["rows"], found["formats"], list(found["findings"])) == (32, ["question/answer"], ["contradicted"])
+    contradicted = found["findings"]["contradicted"]
+    assert contradicted["rows"] == len(contradicted["first"]) == 30
+    what = f"{FRANCE} -> Lyon, but Paris in {path}:1"
+    assert contradicted["first"][0] == {"where": f"{path}:3", "what": what}
     shown = kdguard("data", "check", path).stdout
     assert "and 10 more" in shown and f"{path}:22:" in shown and f"{path}:23:" not in shown
     known = json.loads(kdguard("data", "check", path, "--model", "demo", "--prompts", 1, "--json").stdout)
     assert known.keys() - found.keys() == {
+        "tokens",
+        "cut",
         "questions",
         "asked",
         "known",
@@ -146,6 +144,9 @@ def test_a_wrong_input_is_exit_2_before_a_model_is_loaded(tmp_path):
     for arguments, said in (
         ([tmp_path / "none.jsonl"], "no such file"),
         ([path, "--probes", "world"], "none was named"),
+        ([path, "--fix", path], "this file is already there"),
+        ([path, "--fix", tmp_path / "cleaned.csv"], "written as JSON lines"),
+        ([path, "--columns", "question"], "found 'question', expected question=Q,answer=A"),
         ([path, "--model", "demo", "--prompts", 11], "--prompts 11"),
         ([path, "--model", "demo", "--probes", "wrld"], "no such probe pack"),
     ):
@@ -157,3 +158,21 @@ def test_without_a_model_no_torch_is_imported(tmp_path):
     path = write(tmp_path / "rows.jsonl", *KNOWN)
     done = kdguard("data", "check", path, PYTHONPROFILEIMPORTTIME="1", PYTHONPATH=str(ROOT))
     assert done.returncode == 0 and "kdguard.data.check" in done.stderr and " torch\n" not in done.stderr
+
+
+def test_rows_that_cannot_be_used_are_exit_2_and_fix_leaves_them_out(tmp_path):
+    path, out = write(tmp_path / "rows.jsonl", *KNOWN, ("Why?", ""), KNOWN[0]), tmp_path / "cleaned.jsonl"
+    done = kdguard("data", "check", path)
+    assert done.returncode == 2 and f"{path}:3: found nothing in 'answer', expected text\n" in done.stdout
+    assert done.stderr.startswith("error 1 row cannot be used\n") and "--fix rows-cleaned.jsonl" in done.stderr
+    fixed = kdguard("data", "check", path, "--fix", out)
+    assert fixed.returncode == 0, fixed.stderr
+    assert f"{out}: 2 written, 0 mended, 1 repeated, 1 unusable\n" in fixed.stdout
+    assert json.loads(kdguard("data", "check", out, "--json").stdout)["findings"] == {}
+    assert fixed.stdout.endswith(f"next        kdguard data check {out} --model MODEL\n")
+
+
+def test_a_row_without_room_for_its_answer_is_told_by_its_line(tmp_path):
+    path = write(tmp_path / "rows.jsonl", *KNOWN, ("Tell me all.", "much " * 40))
+    done = kdguard("data", "check", path, "--model", "demo", "--max-length", 32)
+    assert done.returncode == 2 and f"{path}:3: found an answer of" in done.stderr

@@ -78,7 +78,7 @@ def test_every_flag_of_tune_is_a_key_of_the_config_or_says_how_to_run():
     flags = set(re.findall(r"--([a-z][a-z-]+)", kdguard("tune", "--help", COLUMNS="200").stdout))
     keys = {name.replace("_", "-") for name in TuneConfig.model_fields} - {"data", "guard-temperature", "guard-masked"}
     assert keys - flags == set()
-    assert flags - keys - {"no-guard", "config", "resume", "control", "dry-run", "json", "help"} == set()
+    assert flags - keys - {"no-guard", "all-turns", "config", "resume", "control", "dry-run", "json", "help"} == set()
 
 
 def test_version():
@@ -91,7 +91,7 @@ BAD = {
     "an empty file": (["tune", "empty.jsonl", "--model", "demo"], "empty.jsonl: the file is empty"),
     "a binary file": (["tune", "binary.jsonl", "--model", "demo"], "binary.jsonl:1: found bytes"),
     "a row without an answer": (["tune", "noanswer.jsonl", "--model", "demo"], "noanswer.jsonl:2: found nothing"),
-    "mixed formats": (["tune", "mixed.jsonl", "--model", "demo"], "mixed.jsonl:2: found a prompt/completion row"),
+    "mixed formats": (["tune", "mixed.jsonl", "--model", "demo"], "mixed.jsonl:2: found a row of prompt/completion"),
     "a broken line": (["tune", "broken.jsonl", "--model", "demo"], "broken.jsonl:2: found broken JSON"),
     "an unknown flag": (["tune", "good.jsonl", "--epoch", "1"], "--epoch"),
     "an unknown flag value": (["tune", "good.jsonl", "--model", "demo", "--quant", "5bit"], "--quant '5bit'"),

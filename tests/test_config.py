@@ -1,5 +1,7 @@
 """Preset < config file < flags; anything unknown is refused with the nearest thing that exists."""
 
+from pathlib import Path
+
 import pytest
 
 from kdguard.config import TuneConfig, presets, resolve
@@ -30,12 +32,16 @@ def test_every_preset_is_a_config_and_comments_every_number(name):
     assert all("#" in line for line in lines if not line.startswith(described))
 
 
-def test_the_resolved_config_repeats_itself(tmp_path):
-    config = resolve(FLAGS | {"budget": "1%", "guard": False})
-    (tmp_path / "config.yaml").write_text(config.to_yaml())
-    again = resolve({}, tmp_path / "config.yaml")
+def test_the_resolved_config_repeats_itself(tmp_path, monkeypatch):
+    """From another folder too: what is a file here is one there, and what is the hub's stays that."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").write_text("{}")
+    flags = {"data": ["a.jsonl", "owner/rows"], "columns": "question=Q,answer=A", "budget": "1%", "guard": False}
+    config = resolve(FLAGS | flags)
+    Path("config.yaml").write_text(config.to_yaml())
+    again = resolve({}, Path("config.yaml"))
     assert again.model_dump(exclude={"data"}) == config.model_dump(exclude={"data"})
-    assert again.data.name == config.data.name and again.data.is_absolute()
+    assert again.data == [str(tmp_path / "a.jsonl"), "owner/rows"]
 
 
 @pytest.mark.parametrize("given, share", [("1%", 0.01), ("0.5 %", 0.005), ("0.02", 0.02), (0.02, 0.02)])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdguard.data.formats import read_rows
+from kdguard.data.sources import read_rows
 from kdguard.errors import InputError
 
 PACKS = Path(__file__).parent / "packs"

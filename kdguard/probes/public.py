@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kdguard.data.formats import read_rows, read_text
+from kdguard.data.sources import read_rows, read_text
 from kdguard.errors import InputError
 
 Row = dict[str, Any]

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_DIGIT = re.compile(r"\d")
 _INSIDE_NUMBER = re.compile(r"(?<=\d)[.:/](?=\d)")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _MINUS = re.compile(r"(?<![\w)])[-−](?=\d)")
+_SIGNS = {code: " " for code in range(128) if not chr(code).isalnum()}
 _SHORT = 3  # letters
 
 LEVELS = ("HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown")  # SliCK, arXiv 2405.05904; see levels.py
@@ -37,10 +39,14 @@ def normalise(text: str, *, fold: bool = True) -> str:
 
     1,000 is 1000; 0.5, 1/2 and 6:15 stay whole.
     """
-    text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    text = _MINUS.sub(" minus", _THOUSANDS.sub("", text.casefold() if fold else text))
-    text = _INSIDE_NUMBER.sub("\ua78f", text)  # a dot that counts as a letter
-    text = "".join(c if c.isalnum() else " " for c in text)
+    plain = text.isascii()  # as most texts are, and the same is done faster
+    if not plain:
+        text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    text = text.casefold() if fold else text
+    if _DIGIT.search(text):
+        text = _MINUS.sub(" minus", _THOUSANDS.sub("", text))
+        text = _INSIDE_NUMBER.sub("\ua78f", text)  # a dot that counts as a letter
+    text = text.translate(_SIGNS) if plain else "".join(c if c.isalnum() else " " for c in text)
     return " ".join((_ARTICLES.sub(" ", text) if fold else text).split())
 
 

@@ -41,7 +41,7 @@ def build_report(
         "format": FORMAT,
         "kdguard": __version__,
         "model": config.model,
-        "data": config.data and str(config.data),
+        "data": config.data_name,
         "adopted": adopted,
         "goal": config.goal,
         "seed": config.seed,

@@ -52,18 +52,66 @@ def test_a_long_row_loses_prompt_and_keeps_its_answer(bytes_renderer):
 
 def test_an_answer_that_does_not_fit_is_refused(bytes_renderer):
     """Cut off, it would never learn to end; left out silently, the run would train on less than it says."""
-    with pytest.raises(InputError, match=r"file:1: found an answer of 31 tokens, expected fewer than 20"):
+    with pytest.raises(InputError, match=r"file:1: found an answer of 31 tokens, expected at most 15 of 20"):
         bytes_renderer.row(example("Hi?", "x" * 30), 20)
 
 
-def test_a_template_that_renders_earlier_turns_anew_leaves_them_as_context(bytes_renderer):
-    """Templates of reasoning models drop what an earlier turn thought; those turns are not what was asked for."""
+def test_an_earlier_turn_that_is_opened_without_the_empty_thought_is_a_target(bytes_renderer):
+    """Templates of reasoning models ask with an empty thought, and write none before turns that are past."""
     bytes_renderer.tokenizer.chat_template = (
         "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' and loop.last %}<end>{% endif %}"
         "{{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}<assistant><end>{% endif %}"
     )
-    row = bytes_renderer.row(example("Hi?", "Hello.", "And?", "Bye."), 512)
-    assert targets(bytes_renderer, row) == "Bye.<end>"
+    renderer = Renderer(bytes_renderer.tokenizer)
+    assert targets(renderer, renderer.row(example("Hi?", "Hello.", "And?", "Bye."), 512)) == "Hello.<end>Bye.<end>"
+
+
+@pytest.mark.parametrize(
+    "earlier",
+    [
+        pytest.param("", id="left out"),
+        pytest.param("<assistant>...<end>", id="rewritten"),
+        pytest.param("<assistant>{{ m.content }}", id="not ended"),
+    ],
+)
+def test_an_earlier_turn_that_cannot_be_found_is_context(bytes_renderer, earlier):
+    """What the template does not write is not taught, and no target reaches on into the next user's turn."""
+    bytes_renderer.tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' or loop.last %}<{{ m.role }}>{{ m.content }}<end>"
+        "{% else %}" + earlier + "{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    renderer = Renderer(bytes_renderer.tokenizer)
+    assert targets(renderer, renderer.row(example("Hello.", "Hello.", "Hello.", "Bye."), 512)) == "Bye.<end>"
+
+
+def test_a_template_without_an_end_of_turn_gets_the_end_of_text(bytes_renderer):
+    """Nothing else would teach the model to stop. An earlier turn without an end is context."""
+    bytes_renderer.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    renderer = Renderer(bytes_renderer.tokenizer)
+    row = renderer.row(example("user: Hi", "assistant", "\n", "assistant: \nuser: "), 512)
+    assert targets(renderer, row) == "assistant: \nuser: \n</s>"
+
+
+def test_turns_in_another_order(bytes_renderer):
+    """A greeting answers nobody; of two answers in a row each is one."""
+    roles = ("assistant", "user", "assistant", "assistant")
+    turns = tuple({"role": role, "content": text} for role, text in zip(roles, "abcd", strict=True))
+    row = bytes_renderer.row(Example(turns, ("d",), "file:1"), 512)
+    assert targets(bytes_renderer, row) == "c<end>d<end>"
+    assert targets(bytes_renderer, bytes_renderer.row(Example(turns, ("d",), "file:1", (3,)), 512)) == "c<end>"
+    with pytest.raises(InputError, match="file:1: found no turn of the assistant that can be trained"):
+        bytes_renderer.row(Example(turns[:2], ("a",), "file:1"), 512)
+
+
+def test_the_only_turn_that_is_taught_survives_the_cut(bytes_renderer):
+    """The muted turns after it go first: with the first exchange cut off, nothing would be left to teach."""
+    muted = example("x" * 50, "Hello.", "And?" * 50, "Bye.")
+    row = bytes_renderer.row(Example(muted.messages, ("Bye.",), "file:1", (3,)), 40)
+    assert targets(bytes_renderer, row) == "Hello.<end>"
+    assert len(row.ids) == 40
 
 
 def test_a_template_whose_prompt_is_no_prefix_is_refused(bytes_renderer):

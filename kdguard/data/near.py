@@ -1,0 +1,58 @@
+"""Texts that are nearly the same, found by MinHash. No torch.
+
+A text's shingles are the 16 bytes that follow each word's beginning (each character's, in scripts without spaces), in
+lower case. Two texts are near repeats where at least NEAR of all their shingles are in both (Jaccard), as estimated by
+64 permutations of which a byte each is kept; pairs are looked for where eight of those agree (banding).
+
+Source: Broder 1997, "On the resemblance and containment of documents"; Leskovec, Rajaraman, Ullman, "Mining of Massive
+Datasets", chapter 3.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import rensa
+from numpy.typing import NDArray
+
+NEAR = 0.8
+SHORTEST = 200  # characters; in less, one other word makes another fact
+_PERMUTATIONS, _BAND = 64, 8
+_GAP = b" " * 16  # no shingle reaches over it
+_LETTERS = bytes(range(256)).lower().translate(bytes([32] * 33 + list(range(33, 256))))
+
+Sketches = NDArray[np.uint8]  # (texts, 64)
+
+
+def sketch(texts: Sequence[str]) -> Sketches:
+    """The sketches of texts, in order."""
+    data = [text.encode(errors="replace") for text in texts]
+    ends = np.cumsum([len(each) + len(_GAP) for each in data])
+    buffer = np.frombuffer(_GAP.join([b"", *data, b""]).translate(_LETTERS), np.uint8)[len(_GAP) - 1 :]
+    blank = buffer == 0x20
+    starts = blank[:-1] & ~blank[1:]
+    starts |= buffer[1:] >= 0xC0  # a letter of several bytes may be a word
+    at = np.flatnonzero(starts) + 1
+    words: NDArray[np.uint64] = np.ndarray((len(buffer) - 7,), np.uint64, buffer, strides=(1,))
+    hashes = words[at] * np.uint64(0x9E3779B97F4A7C15)
+    hashes += words[at + 8] * np.uint64(0xC2B2AE3D27D4EB4F)
+    hashes ^= hashes >> np.uint64(29)
+    hashes *= np.uint64(0xBF58476D1CE4E5B9)
+    hashes ^= hashes >> np.uint64(32)
+    offsets = np.concatenate([[0], np.searchsorted(at, ends, side="right")]).astype(np.uint64)
+    found = rensa.RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, _PERMUTATIONS, 0)
+    return np.array(found.to_rows(), np.uint32).astype(np.uint8)
+
+
+def near_repeats(sketches: Sketches) -> dict[int, int]:
+    """Each text that is nearly an earlier one -> the first such text that shares a band with it."""
+    found: dict[int, int] = {}
+    for start in range(0, _PERMUTATIONS, _BAND):
+        band = np.ascontiguousarray(sketches[:, start : start + _BAND]).view(np.uint64).ravel()
+        _, first, group = np.unique(band, return_index=True, return_inverse=True)
+        earlier = first[group]
+        later = np.flatnonzero(earlier != np.arange(len(band)))
+        for block in np.array_split(later, len(later) // 2**16 + 1):
+            alike = (sketches[block] == sketches[earlier[block]]).mean(1) >= NEAR
+            for text, other in zip(block[alike].tolist(), earlier[block][alike].tolist(), strict=True):
+                found[text] = min(other, found.get(text, other))
+    return found
