@@ -1,5 +1,6 @@
 """`GuardedTrainer`: a `transformers.Trainer` whose loss holds the tuned model to its base."""
 
+import copy
 import hashlib
 import itertools
 import shutil
@@ -29,7 +30,13 @@ class MixedBatchSampler(Sampler[list[int]]):
     train, rehearsal: the lengths of the rows, in tokens. batch_size: training rows per micro-batch. accumulation:
     micro-batches per optimiser step and process. ratio: rehearsal rows per training row. Each of `processes` takes
     every so many-th micro-batch, from its `rank` on, and all take equally many.
+
+    packing: the largest micro-batch, in tokens, for rows that are packed and not padded. The rows of each step stay
+    those of `batch_size` and `accumulation`, but are split by tokens, and `accumulation` becomes the smallest that
+    keeps to it in the first LOOKED_AT steps. The longest row fits whatever it is.
     """
+
+    LOOKED_AT = 1000
 
     def __init__(
         self,
@@ -42,32 +49,66 @@ class MixedBatchSampler(Sampler[list[int]]):
         seed: int = 0,
         processes: int = 1,
         rank: int = 0,
+        packing: int | None = None,
     ) -> None:
         self.rows, self.extra, self.lengths = len(train), len(rehearsal), [*train, *rehearsal]
+        self.step = batch_size * accumulation * processes  # training rows
         self.rows_at_once, self.accumulation = batch_size, accumulation
         self.ratio, self.seed = ratio, seed
         self.processes, self.rank = processes, rank
         self.epoch = 0
+        self.packing = packing
+        if packing:
+            every = (step for epoch in range(self.LOOKED_AT) for step in self._steps(epoch))
+            steps = list(itertools.islice(every, self.LOOKED_AT))
+            largest, most = max(packing, *self.lengths), max(map(len, steps), default=1) // processes
+            self.accumulation = 1
+            while self.accumulation < most and any(
+                sum(self.lengths[row] for row in pack) > largest for step in steps for pack in self._split(step)
+            ):
+                self.accumulation += 1
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-self.rows // (self.rows_at_once * self.processes))
+        steps, rest = divmod(self.rows, self.step)
+        return steps * self.accumulation + (self._micro_batches(rest) if rest else 0)
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch))
-        step = self.rows_at_once * self.accumulation * self.processes
-        for start in range(0, self.rows, step):
-            rows = order[start : start + step].tolist()
-            micro_batches = -(-len(rows) // (self.rows_at_once * self.processes)) * self.processes
-            before = self.epoch * self.rows + start
+        for step in self._steps(self.epoch):
+            yield from self._split(step)[self.rank :: self.processes]
+
+    def _steps(self, epoch: int) -> Iterator[list[int]]:
+        """The rows of each optimiser step, the shortest first."""
+        order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+        for start in range(0, self.rows, self.step):
+            rows = order[start : start + self.step].tolist()
+            before = epoch * self.rows + start
             first, last = (round(seen * self.ratio) for seen in (before, before + len(rows)))
             rows += [self.rows + i % self.extra for i in range(first, last)]
-            rows.sort(key=self.lengths.__getitem__)
-            rows += rows[: max(0, micro_batches - len(rows))]  # the last step of many processes: none goes empty
+            yield sorted(rows, key=self.lengths.__getitem__)
+
+    def _micro_batches(self, trained: int) -> int:
+        """Of a step with so many training rows, per process."""
+        if self.packing:
+            return min(self.accumulation, max(1, int(trained * (1 + self.ratio)) // self.processes))
+        return -(-trained // (self.rows_at_once * self.processes))
+
+    def _split(self, rows: list[int]) -> list[list[int]]:
+        """The micro-batches of a step, of all processes."""
+        micro_batches = self._micro_batches(sum(row < self.rows for row in rows)) * self.processes
+        rows = rows + rows[: max(0, micro_batches - len(rows))]  # the last step of many processes: none goes empty
+        if not self.packing:
             cuts = [len(rows) * i // micro_batches for i in range(micro_batches + 1)]
-            yield from [rows[i:j] for i, j in itertools.pairwise(cuts)][self.rank :: self.processes]
+            return [rows[i:j] for i, j in itertools.pairwise(cuts)]
+        packs: list[list[int]] = [[] for _ in range(micro_batches)]
+        tokens = [0] * micro_batches
+        for row in reversed(rows):  # the longest first, each into the emptiest
+            emptiest = tokens.index(min(tokens))
+            packs[emptiest].append(row)
+            tokens[emptiest] += self.lengths[row]
+        return packs
 
 
 class GuardedTrainer(Trainer):
@@ -80,6 +121,10 @@ class GuardedTrainer(Trainer):
     rehearsal: rehearsal rows per training row.
     keep_teacher: keep the teacher's final hidden states of rows that come more than once in a file of `output_dir`,
         and run the teacher only on their first visit; False runs it live on every step.
+    packing: tokens in memory at once, for a collator that packs rows (`kdguard.data.packing.pack`, or transformers'
+        DataCollatorWithFlattening). An optimiser step has as many rows as `args` say, but goes through the model in as
+        few micro-batches as that allows: `gradient_accumulation_steps` follows. The model must keep packed rows apart
+        (`kdguard.model.packing`).
 
     Raises InputError for a model whose head is trained, and KdguardError when training goes wrong silently: a loss
     that is not a number, or an adapter that does not move.
@@ -92,6 +137,7 @@ class GuardedTrainer(Trainer):
         rehearsal_dataset: Sequence[Any] | None = None,
         rehearsal: float = 0.0,
         keep_teacher: bool = True,
+        packing: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -109,6 +155,13 @@ class GuardedTrainer(Trainer):
         # One process, one GPU: nn.DataParallel would double the batch, and no base is split like that.
         self.args._n_gpu = min(self.args.n_gpu, 1)
         self._train_batch_size = self.args.train_batch_size
+        self.packing = packing
+        self._accumulation = self.args.gradient_accumulation_steps
+        if packing:
+            if self.is_deepspeed_enabled:
+                raise InputError("DeepSpeed has already read how many micro-batches a step has", "packing=None")
+            self.args = copy.copy(self.args)  # another trainer may be made from the caller's
+            self.args.gradient_accumulation_steps = self._sampler().accumulation
         self.args.logging_nan_inf_filter = False  # it would replace a NaN in the log and train on
         self.loss_is_scaled_for_ga = True  # the counts are of the whole step
         self.add_callback(_AdapterMoves(self.accelerator))
@@ -147,22 +200,25 @@ class GuardedTrainer(Trainer):
         path = Path(self.args.output_dir) / f"teacher-{self.args.process_index}.states"
         return KeptStates(path, [len(_ids(row)) for row in kept], of.hexdigest())
 
-    def get_train_dataloader(self) -> DataLoader:
-        extra = self.rehearsal_dataset or []
-        sampler = MixedBatchSampler(
+    def _sampler(self) -> MixedBatchSampler:
+        return MixedBatchSampler(
             [len(_ids(row)) for row in self.train_dataset],
-            [len(_ids(row)) for row in extra],
+            [len(_ids(row)) for row in self.rehearsal_dataset or []],
             batch_size=self._train_batch_size,
-            accumulation=self.args.gradient_accumulation_steps,
+            accumulation=self._accumulation,
             ratio=self.rehearsal,
             seed=self.args.seed,
             processes=self.accelerator.num_processes,
             rank=self.accelerator.process_index,
+            packing=self.packing,
         )
+
+    def get_train_dataloader(self) -> DataLoader:
+        extra = self.rehearsal_dataset or []
         dataset = ConcatDataset([self.train_dataset, extra]) if extra else self.train_dataset
         return _Loader(
             _Numbered(dataset),
-            batch_sampler=sampler,
+            batch_sampler=self._sampler(),
             collate_fn=self._collate,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
