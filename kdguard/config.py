@@ -68,6 +68,11 @@ class TuneConfig(BaseModel):
     micro_batch_size: int | None = Field(
         None, ge=1, description="training rows in memory at once [default: the largest divisor of the batch up to 4]"
     )
+    packing: bool = Field(
+        True,
+        description="put rows one after another in place of padding them, up to as many tokens as the training rows in "
+        "memory (1, if it was not said) have at most",
+    )
     max_length: int = Field(1024, ge=16, description="longest row, in tokens")
     rank: int = Field(64, ge=1, description="LoRA rank; alpha equals it")
     quant: Literal["4bit", "8bit", "none"] = Field("4bit", description="quantisation of the base")

@@ -118,7 +118,8 @@ def install(model: PeftModel, guard: Guard, kept: KeptStates | None = None) -> N
 
 def _readable(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """What the decoder reads of a batch: its ids, and what tells its rows apart."""
-    return {key: batch[key] for key in ("input_ids", "attention_mask" if "attention_mask" in batch else "position_ids")}
+    apart = "position_ids" if batch.get("attention_mask") is None else "attention_mask"
+    return {key: batch[key] for key in ("input_ids", apart)}
 
 
 def guarded_positions(batch: dict[str, Tensor]) -> Tensor:
