@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import itertools
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ class MixedBatchSampler(Sampler[list[int]]):
 
     packing: the largest micro-batch, in tokens, for rows that are packed and not padded. The rows of each step stay
     those of `batch_size` and `accumulation`, but are split by tokens, and `accumulation` becomes the smallest that
-    keeps to it in the first LOOKED_AT steps. The longest row fits whatever it is.
+    keeps to it in the first LOOKED_AT steps of `epochs`. The longest row fits whatever it is.
     """
 
     LOOKED_AT = 1000
@@ -50,6 +51,7 @@ class MixedBatchSampler(Sampler[list[int]]):
         processes: int = 1,
         rank: int = 0,
         packing: int | None = None,
+        epochs: int = 1,
     ) -> None:
         self.rows, self.extra, self.lengths = len(train), len(rehearsal), [*train, *rehearsal]
         self.step = batch_size * accumulation * processes  # training rows
@@ -59,7 +61,7 @@ class MixedBatchSampler(Sampler[list[int]]):
         self.epoch = 0
         self.packing = packing
         if packing:
-            every = (step for epoch in range(self.LOOKED_AT) for step in self._steps(epoch))
+            every = (step for epoch in range(epochs) for step in self._steps(epoch))
             steps = list(itertools.islice(every, self.LOOKED_AT))
             largest, most = max(packing, *self.lengths), max(map(len, steps), default=1) // processes
             self.accumulation = 1
@@ -166,7 +168,7 @@ class GuardedTrainer(Trainer):
         self.loss_is_scaled_for_ga = True  # the counts are of the whole step
         self.add_callback(_AdapterMoves(self.accelerator))
         self._parts = torch.zeros(2, dtype=torch.float64)  # CE and KL summed since they were last logged
-        self._logged_step = 0
+        self._steps = 0  # optimiser steps in them
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         finished = False
@@ -211,6 +213,7 @@ class GuardedTrainer(Trainer):
             processes=self.accelerator.num_processes,
             rank=self.accelerator.process_index,
             packing=self.packing,
+            epochs=math.ceil(self.args.num_train_epochs),
         )
 
     def get_train_dataloader(self) -> DataLoader:
@@ -230,6 +233,7 @@ class GuardedTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         """(N, M) over the whole optimiser step: every micro-batch and every process."""
+        self._steps += 1
         counts = sum(count(batch) for batch in batch_samples).to(device)
         return self.accelerator.gather(counts[None]).sum(0)
 
@@ -245,10 +249,9 @@ class GuardedTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             parts = self.accelerator.gather(self._parts[None].to(self.args.device, torch.float32)).sum(0)
-            steps = max(1, self.state.global_step - self._logged_step)
-            logs["ce"], logs["kl"] = (parts / steps).tolist()
+            logs["ce"], logs["kl"] = (parts / max(1, self._steps)).tolist()
             self._parts.zero_()
-            self._logged_step = self.state.global_step
+            self._steps = 0
             # With fp16 an infinite gradient only lowers the loss scale, and the step is skipped.
             norm = 0.0 if self.args.fp16 else logs.get("grad_norm", 0.0)
             if not all(torch.isfinite(torch.tensor([logs["loss"], norm]))):
