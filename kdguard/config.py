@@ -70,8 +70,8 @@ class TuneConfig(BaseModel):
     )
     packing: bool = Field(
         True,
-        description="put rows one after another in place of padding them, up to as many tokens as the training rows in "
-        "memory (1, if it was not said) have at most",
+        description="put short rows one after another in place of padding them, as many tokens at once as "
+        "`micro_batch_size` (here 1 by default) rows of `max_length` have",
     )
     max_length: int = Field(1024, ge=16, description="longest row, in tokens")
     rank: int = Field(64, ge=1, description="LoRA rank; alpha equals it")
