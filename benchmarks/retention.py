@@ -24,8 +24,9 @@ from worlds import Fact, World, base_of, world_named
 
 from kdguard.config import TuneConfig, presets
 from kdguard.data import IGNORE
+from kdguard.data.batches import Collator
 from kdguard.data.formats import Example
-from kdguard.data.tokens import Collator, Renderer, Row
+from kdguard.data.tokens import Renderer, Row
 from kdguard.guard.rehearsal import answered, rehearse
 from kdguard.guard.teacher import Guard, drift
 from kdguard.guard.trainer import GuardedTrainer

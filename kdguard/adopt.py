@@ -12,7 +12,8 @@ from peft.tuners.lora import Embedding as LoraEmbedding
 from peft.tuners.lora import LoraLayer
 
 from kdguard.config import resolve
-from kdguard.data.tokens import Collator, Renderer
+from kdguard.data.batches import Collator
+from kdguard.data.tokens import Renderer
 from kdguard.errors import InputError
 from kdguard.events import Events
 from kdguard.files import write_whole

@@ -66,6 +66,7 @@ def tune(
     lr: Annotated[float | None, _flag("lr", "--lr")] = None,
     batch_size: Annotated[int | None, _flag("batch_size", "--batch-size")] = None,
     micro_batch_size: Annotated[int | None, _flag("micro_batch_size", "--micro-batch-size")] = None,
+    packing: Annotated[bool | None, _flag("packing", "--packing/--no-packing")] = None,
     max_length: Annotated[int | None, _flag("max_length", "--max-length")] = None,
     rank: Annotated[int | None, _flag("rank", "--rank")] = None,
     quant: Annotated[str | None, _flag("quant", "--quant")] = None,

@@ -75,6 +75,11 @@ class TuneConfig(BaseModel):
     micro_batch_size: int | None = Field(
         None, ge=1, description="training rows in memory at once [default: the largest divisor of the batch up to 4]"
     )
+    packing: bool = Field(
+        True,
+        description="put short rows one after another in place of padding them, as many tokens at once as "
+        "`micro_batch_size` (here 1 by default) rows of `max_length` have",
+    )
     max_length: int = Field(
         1024, ge=16, description="longest row, in tokens; a longer one loses the beginning of its prompt, no answer"
     )
@@ -132,6 +137,7 @@ class TuneConfig(BaseModel):
 
         values |= {key: [absolute(name) for name in values[key]] for key in ("data", "probes")}
         values["model"] = absolute(self.model)
+        values["data"] = values["data"] if len(self.data) > 1 else next(iter(values["data"]), None)
         values["out"] = None
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 

@@ -8,7 +8,7 @@ from typing import Any
 from peft.helpers import rescale_adapter_scale
 
 from kdguard.config import resolve
-from kdguard.data.tokens import Collator
+from kdguard.data.batches import Collator
 from kdguard.errors import InputError
 from kdguard.events import Events
 from kdguard.files import write_whole

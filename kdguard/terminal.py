@@ -112,6 +112,9 @@ def plan_table(plan: dict[str, Any]) -> Table:
         "template": plan["template"],
         "training": f"{plan['steps']:,} steps of {config['batch_size']} rows, {config['epochs']} epochs, "
         f"rank {config['rank']}, learning rate {config['lr']:g}",
+        "packing": f"rows packed, up to {plan['packing']:,} tokens at once"
+        if plan["packing"]
+        else f"off{': this model lets packed rows see each other' if config['packing'] else ''}",
         "guard": f"weight {config['guard_weight']:g}, teacher {config['teacher']}, "
         f"{plan['rehearsal_rows']:,} rows written by the base"
         if config["guard"]

@@ -13,9 +13,10 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from kdguard.config import TuneConfig
+from kdguard.data.batches import Collator, pack
 from kdguard.data.check import lengths
 from kdguard.data.rows import Rows
-from kdguard.data.tokens import CHATML, Collator, Renderer, Row
+from kdguard.data.tokens import CHATML, Renderer, Row
 from kdguard.errors import InputError
 from kdguard.events import Events
 from kdguard.files import write_whole
@@ -33,6 +34,7 @@ from kdguard.model.load import (
     load_tokenizer,
     save_adapter,
 )
+from kdguard.model.packing import keeps_rows_apart
 from kdguard.probes.answer import ask
 from kdguard.probes.levels import grade
 from kdguard.probes.packs import Probe, load_probes
@@ -81,6 +83,9 @@ def tune(
     config = config.model_copy(update={"lr": config.lr or default_lr(base.model, config.goal)})
     new = new_questions(rows, config)
     longest = int(rows.lengths.max())
+    packing = None
+    if config.packing and keeps_rows_apart(base.model, [rows[0], rows[-1]]):
+        packing = (config.micro_batch_size or 1) * config.max_length  # tokens
     plan = {
         "model": config.model,
         "parameters": base.model.num_parameters(),
@@ -98,7 +103,8 @@ def tune(
         "watched": len(watched),
         "new_questions": len(new),
         "rehearsal_rows": rehearsal_rows(config, len(rows)),
-        "memory_gib": estimate_gib(base.model, config, longest),
+        "packing": packing,
+        "memory_gib": estimate_gib(base.model, config, longest, packing),
         "out": str(out),
     }
     events.emit("plan", config=config.model_dump(mode="json"), **plan)
@@ -137,13 +143,14 @@ def tune(
 
     set_seed(config.seed)
     model = add_adapter(base, rank=config.rank, layers="attention output" if config.goal == "style" else "all")
-    collate = Collator(tokenizer.pad_token_id)
+    padded = Collator(tokenizer.pad_token_id)
+    collate = pack if packing else padded
     arguments = training_arguments(config, checkpoints)
     guard = Guard(config.guard_weight if config.guard else 0.0, config.guard_temperature, config.guard_masked)
     if config.guard and config.teacher == "warmup":
         events.emit("phase", name="warm up")
         known_rows = [rows[row_of(answer.id)] for answer in new_before if answer.correct]
-        guard.teacher = warm_up(model, known_rows, collate, arguments, resume=resume)
+        guard.teacher = warm_up(model, known_rows, collate, arguments, packing=packing, resume=resume)
     trainer = GuardedTrainer(
         model,
         arguments,
@@ -152,6 +159,7 @@ def tune(
         guard=guard,
         rehearsal_dataset=rehearsal,
         rehearsal=config.rehearsal if config.guard else 0.0,
+        packing=packing,
         callbacks=[Tell(events, plan["steps"])],
     )
     trainer.remove_callback(PrinterCallback)
@@ -194,7 +202,7 @@ def tune(
         settled=settled,
         probes=(probes_before, probes_after),
         new=(new_before, new_after),
-        drift=drift(model, for_drift, collate),
+        drift=drift(model, for_drift, padded),
         cost={
             "steps": trainer.state.global_step,
             "tokens": plan["tokens"] * config.epochs,

@@ -8,9 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-import torch
 from jinja2 import TemplateError
-from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import encode_marked_chat, mark_control_tokens
 
@@ -405,25 +403,6 @@ def _token_at(encoded: BatchEncoding, number: int, edge: int) -> int | None:
     """The token that begins at this character of a text, if one does."""
     token = encoded.char_to_token(number, edge)
     return token if token is not None and encoded.token_to_chars(number, token).start == edge else None
-
-
-class Collator:
-    """Rows -> a right-padded batch: `input_ids`, `attention_mask` and `labels`, each (rows, tokens)."""
-
-    def __init__(self, pad: int) -> None:
-        self.pad = pad
-
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        width = max(len(row.ids) for row in rows)
-
-        def stack(values: list[list[int]], fill: int) -> Tensor:
-            return torch.tensor([value + [fill] * (width - len(value)) for value in values])
-
-        return {
-            "input_ids": stack([row.ids for row in rows], self.pad),
-            "attention_mask": stack([[1] * len(row.ids) for row in rows], 0),
-            "labels": stack([row.labels for row in rows], IGNORE),
-        }
 
 
 def with_chat_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -67,7 +67,9 @@ def take_snapshot(model: PeftModel, name: str) -> None:
 def install(model: PeftModel, guard: Guard, kept: KeptStates | None = None) -> None:
     """Teach the base inside `model` to answer `model(..., counts=(N, M))` with the guarded loss of the batch.
 
-    With `kept`, a batch names its rows in `row_ids`, and the teacher runs only for those it has not met yet.
+    The batch's rows are padded, (rows, tokens) with an `attention_mask`, or packed one after another, (1, tokens) with
+    `position_ids` that start again at 0 with each row. With `kept`, it names its rows in `row_ids`, and the teacher
+    runs only for those it has not met yet.
     """
     lm = model.get_base_model()
     plain_forward: Callable = lm.forward
@@ -77,30 +79,36 @@ def install(model: PeftModel, guard: Guard, kept: KeptStates | None = None) -> N
     def forward(*args, counts: tuple[Tensor, Tensor] | None = None, row_ids: Tensor | None = None, **inputs):
         if counts is None:
             return plain_forward(*args, **inputs)
-        ids, mask, labels = (inputs[key] for key in ("input_ids", "attention_mask", "labels"))
-        at = guarded_positions(mask)
+        batch, labels = _readable(inputs), inputs["labels"]
+        at = guarded_positions(batch)
+        rows = _row_numbers(batch)
+        row_of = rows[:, :-1][at]  # (positions,)
         teacher = None  # (positions, hidden)
         if guard.weight > 0:
 
-            def run_teacher(places: list[int]) -> list[Tensor]:
+            def run_teacher(places: list[int] | None = None) -> Tensor:
+                part = batch if places is None else _some_rows(batch, rows, places)
                 with teacher_view(model, guard):
-                    hidden = _hidden_states(lm, ids[places], mask[places])
-                return [row[here] for row, here in zip(hidden, at[places], strict=True)]
+                    return _hidden_states(lm, part)[guarded_positions(part)]
 
             if kept is None or row_ids is None:
-                teacher = torch.cat(run_teacher(list(range(len(ids)))))
+                teacher = run_teacher()
             else:
-                teacher = kept.states_of(row_ids.tolist(), run_teacher, ids.device)
-        lessons = (labels != IGNORE).any(-1, keepdim=True).expand_as(at)
+                lengths = row_of.bincount(minlength=len(row_ids)).tolist()
+                teacher = kept.states_of(
+                    row_ids.tolist(),
+                    lambda places: run_teacher(places).split([lengths[place] for place in places]),
+                    labels.device,
+                )
         return guard_loss(
-            _hidden_states(lm, ids, mask)[at],
+            _hidden_states(lm, batch)[at],
             teacher,
             labels[:, 1:][at],
             head_of(lm),
             weight=guard.weight,
             temperature=guard.temperature,
             masked=guard.masked,
-            shares=torch.where(lessons, guard.lesson, 1.0)[at],
+            shares=torch.where(torch.isin(row_of, rows[labels != IGNORE]), guard.lesson, 1.0),
             n_targets=counts[0],
             n_guarded=counts[1],
         )._asdict()
@@ -108,19 +116,42 @@ def install(model: PeftModel, guard: Guard, kept: KeptStates | None = None) -> N
     lm.forward = forward
 
 
-def guarded_positions(attention_mask: Tensor) -> Tensor:
-    """(rows, tokens) -> (rows, tokens - 1): the positions that predict a token that is not padding."""
-    return attention_mask[:, 1:].bool()
+def _readable(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the decoder reads of a batch: its ids, and what tells its rows apart."""
+    apart = "position_ids" if batch.get("attention_mask") is None else "attention_mask"
+    return {key: batch[key] for key in ("input_ids", apart)}
 
 
-def _hidden_states(lm: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+def guarded_positions(batch: dict[str, Tensor]) -> Tensor:
+    """(rows, tokens - 1): the positions that predict a token of their own row, which is not padding."""
+    next_token = batch["attention_mask" if "attention_mask" in batch else "position_ids"][:, 1:]
+    return next_token != 0  # 0 is padding in a mask, and where another row begins in positions
+
+
+def _row_numbers(batch: dict[str, Tensor]) -> Tensor:
+    """(rows, tokens): which row of the batch a token belongs to, from 0 on."""
+    if "attention_mask" in batch:
+        mask = batch["attention_mask"]
+        return torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask)
+    return (batch["position_ids"] == 0).cumsum(-1) - 1
+
+
+def _some_rows(batch: dict[str, Tensor], rows: Tensor, places: list[int]) -> dict[str, Tensor]:
+    """A batch of the rows at `places`, which ascend."""
+    chosen = torch.isin(rows, torch.tensor(places, device=rows.device))
+    lines = len(places) if "attention_mask" in batch else 1
+    return {key: value[chosen].view(lines, -1) for key, value in batch.items()}
+
+
+def _hidden_states(lm: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
     """Final hidden states of the positions that predict a next token: (rows, tokens - 1, hidden)."""
-    return lm.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
+    return lm.get_decoder()(**batch, use_cache=False).last_hidden_state[:, :-1]
 
 
 def count(batch: dict[str, Tensor]) -> Tensor:
     """(N, M) of one micro-batch: its target positions and its guarded positions."""
-    return torch.stack([(batch["labels"][:, 1:] != IGNORE).sum(), guarded_positions(batch["attention_mask"]).sum()])
+    at = guarded_positions(batch)
+    return torch.stack([(batch["labels"][:, 1:][at] != IGNORE).sum(), at.sum()])
 
 
 @torch.no_grad()
@@ -129,11 +160,11 @@ def drift(model: PeftModel, rows: Sequence[Any], collate: Callable[[Sequence[Any
     lm = model.get_base_model()
     total, tokens = 0.0, 0
     for batch in (collate(rows[i : i + 16]) for i in range(0, len(rows), 16)):
-        ids, mask = batch["input_ids"].to(lm.device), batch["attention_mask"].to(lm.device)
-        at = guarded_positions(mask)
+        inputs = {key: value.to(lm.device) for key, value in _readable(batch).items()}
+        at = guarded_positions(inputs)
         with base_view(model):
-            teacher = _hidden_states(lm, ids, mask)[at]
-        student = _hidden_states(lm, ids, mask)[at]
+            teacher = _hidden_states(lm, inputs)[at]
+        student = _hidden_states(lm, inputs)[at]
         unlabelled = torch.full((len(student),), IGNORE, device=lm.device)
         total += guard_loss(student, teacher, unlabelled, head_of(lm)).kl.item() * len(student)
         tokens += len(student)

@@ -1,8 +1,11 @@
 """`GuardedTrainer`: a `transformers.Trainer` whose loss holds the tuned model to its base."""
 
+import copy
 import hashlib
 import itertools
+import math
 import shutil
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from peft import PeftModel
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainerCallback
 
+from kdguard.data.rows import Rows
 from kdguard.errors import InputError, KdguardError
 from kdguard.guard.kept import KeptStates
 from kdguard.guard.teacher import Guard, count, install
@@ -29,7 +33,13 @@ class MixedBatchSampler(Sampler[list[int]]):
     train, rehearsal: the lengths of the rows, in tokens. batch_size: training rows per micro-batch. accumulation:
     micro-batches per optimiser step and process. ratio: rehearsal rows per training row. Each of `processes` takes
     every so many-th micro-batch, from its `rank` on, and all take equally many.
+
+    packing: the largest micro-batch, in tokens, for rows that are packed and not padded. The rows of each step stay
+    those of `batch_size` and `accumulation`, but are split by tokens, and `accumulation` becomes the smallest that
+    keeps to it in the first LOOKED_AT steps of `epochs`. The longest row fits whatever it is.
     """
+
+    LOOKED_AT = 1000
 
     def __init__(
         self,
@@ -42,32 +52,67 @@ class MixedBatchSampler(Sampler[list[int]]):
         seed: int = 0,
         processes: int = 1,
         rank: int = 0,
+        packing: int | None = None,
+        epochs: int = 1,
     ) -> None:
         self.rows, self.extra, self.lengths = len(train), len(rehearsal), [*train, *rehearsal]
+        self.step = batch_size * accumulation * processes  # training rows
         self.rows_at_once, self.accumulation = batch_size, accumulation
         self.ratio, self.seed = ratio, seed
         self.processes, self.rank = processes, rank
         self.epoch = 0
+        self.packing = packing
+        if packing:
+            every = (step for epoch in range(epochs) for step in self._steps(epoch))
+            steps = list(itertools.islice(every, self.LOOKED_AT))
+            largest, most = max(packing, *self.lengths), max(map(len, steps), default=1) // processes
+            self.accumulation = 1
+            while self.accumulation < most and any(
+                sum(self.lengths[row] for row in pack) > largest for step in steps for pack in self._split(step)
+            ):
+                self.accumulation += 1
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-self.rows // (self.rows_at_once * self.processes))
+        steps, rest = divmod(self.rows, self.step)
+        return steps * self.accumulation + (self._micro_batches(rest) if rest else 0)
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch))
-        step = self.rows_at_once * self.accumulation * self.processes
-        for start in range(0, self.rows, step):
-            rows = order[start : start + step].tolist()
-            micro_batches = -(-len(rows) // (self.rows_at_once * self.processes)) * self.processes
-            before = self.epoch * self.rows + start
+        for step in self._steps(self.epoch):
+            yield from self._split(step)[self.rank :: self.processes]
+
+    def _steps(self, epoch: int) -> Iterator[list[int]]:
+        """The rows of each optimiser step, the shortest first."""
+        order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+        for start in range(0, self.rows, self.step):
+            rows = order[start : start + self.step].tolist()
+            before = epoch * self.rows + start
             first, last = (round(seen * self.ratio) for seen in (before, before + len(rows)))
             rows += [self.rows + i % self.extra for i in range(first, last)]
-            rows.sort(key=self.lengths.__getitem__)
-            rows += rows[: max(0, micro_batches - len(rows))]  # the last step of many processes: none goes empty
+            yield sorted(rows, key=self.lengths.__getitem__)
+
+    def _micro_batches(self, trained: int) -> int:
+        """Of a step with so many training rows, per process."""
+        if self.packing:
+            return min(self.accumulation, max(1, int(trained * (1 + self.ratio)) // self.processes))
+        return -(-trained // (self.rows_at_once * self.processes))
+
+    def _split(self, rows: list[int]) -> list[list[int]]:
+        """The micro-batches of a step, of all processes."""
+        micro_batches = self._micro_batches(sum(row < self.rows for row in rows)) * self.processes
+        rows = rows + rows[: max(0, micro_batches - len(rows))]  # the last step of many processes: none goes empty
+        if not self.packing:
             cuts = [len(rows) * i // micro_batches for i in range(micro_batches + 1)]
-            yield from [rows[i:j] for i, j in itertools.pairwise(cuts)][self.rank :: self.processes]
+            return [rows[i:j] for i, j in itertools.pairwise(cuts)]
+        packs: list[list[int]] = [[] for _ in range(micro_batches)]
+        tokens = [0] * micro_batches
+        for row in reversed(rows):  # the longest first, each into the emptiest
+            emptiest = tokens.index(min(tokens))
+            packs[emptiest].append(row)
+            tokens[emptiest] += self.lengths[row]
+        return packs
 
 
 class GuardedTrainer(Trainer):
@@ -80,6 +125,10 @@ class GuardedTrainer(Trainer):
     rehearsal: rehearsal rows per training row.
     keep_teacher: keep the teacher's final hidden states of rows that come more than once in a file of `output_dir`,
         and run the teacher only on their first visit; False runs it live on every step.
+    packing: tokens in memory at once, for a collator that packs rows (`kdguard.data.batches.pack`, or transformers'
+        DataCollatorWithFlattening). An optimiser step has as many rows as `args` say, but goes through the model in as
+        few micro-batches as that allows: `gradient_accumulation_steps` follows. The model must keep packed rows apart
+        (`kdguard.model.packing`).
 
     Raises InputError for a model whose head is trained, and KdguardError when training goes wrong silently: a loss
     that is not a number, or an adapter that does not move.
@@ -92,6 +141,7 @@ class GuardedTrainer(Trainer):
         rehearsal_dataset: Sequence[Any] | None = None,
         rehearsal: float = 0.0,
         keep_teacher: bool = True,
+        packing: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -109,11 +159,18 @@ class GuardedTrainer(Trainer):
         # One process, one GPU: nn.DataParallel would double the batch, and no base is split like that.
         self.args._n_gpu = min(self.args.n_gpu, 1)
         self._train_batch_size = self.args.train_batch_size
+        self.packing = packing
+        self._accumulation = self.args.gradient_accumulation_steps
+        if packing:
+            if self.is_deepspeed_enabled:
+                raise InputError("DeepSpeed has already read how many micro-batches a step has", "packing=None")
+            self.args = copy.copy(self.args)  # another trainer may be made from the caller's
+            self.args.gradient_accumulation_steps = self._sampler().accumulation
         self.args.logging_nan_inf_filter = False  # it would replace a NaN in the log and train on
         self.loss_is_scaled_for_ga = True  # the counts are of the whole step
         self.add_callback(_AdapterMoves(self.accelerator))
         self._parts = torch.zeros(2, dtype=torch.float64)  # CE and KL summed since they were last logged
-        self._logged_step = 0
+        self._steps = 0  # optimiser steps in them
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         finished = False
@@ -138,31 +195,33 @@ class GuardedTrainer(Trainer):
         if self.args.num_train_epochs <= 1 or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return None  # where weights are sharded a forward is collective: no process may leave it out
         rows, extra = self.train_dataset, self.rehearsal_dataset or []
-        kept = [*rows]
-        if len(extra) < len(rows) * self.args.num_train_epochs * self.rehearsal:
-            kept += extra
+        kept = [rows, extra] if len(extra) < len(rows) * self.args.num_train_epochs * self.rehearsal else [rows]
         of = hashlib.sha256(repr((self.model.get_base_model().name_or_path, self.guard.teacher)).encode())
-        for row in kept:
-            of.update(repr(_ids(row)).encode())
+        for row in itertools.chain(*kept):
+            of.update(array("l", _ids(row)).tobytes())
         path = Path(self.args.output_dir) / f"teacher-{self.args.process_index}.states"
-        return KeptStates(path, [len(_ids(row)) for row in kept], of.hexdigest())
+        return KeptStates(path, [*itertools.chain(*map(_lengths, kept))], of.hexdigest())
 
-    def get_train_dataloader(self) -> DataLoader:
-        extra = self.rehearsal_dataset or []
-        sampler = MixedBatchSampler(
-            [len(_ids(row)) for row in self.train_dataset],
-            [len(_ids(row)) for row in extra],
+    def _sampler(self) -> MixedBatchSampler:
+        return MixedBatchSampler(
+            _lengths(self.train_dataset),
+            _lengths(self.rehearsal_dataset or []),
             batch_size=self._train_batch_size,
-            accumulation=self.args.gradient_accumulation_steps,
+            accumulation=self._accumulation,
             ratio=self.rehearsal,
             seed=self.args.seed,
             processes=self.accelerator.num_processes,
             rank=self.accelerator.process_index,
+            packing=self.packing,
+            epochs=math.ceil(self.args.num_train_epochs),
         )
+
+    def get_train_dataloader(self) -> DataLoader:
+        extra = self.rehearsal_dataset or []
         dataset = ConcatDataset([self.train_dataset, extra]) if extra else self.train_dataset
         return _Loader(
             _Numbered(dataset),
-            batch_sampler=sampler,
+            batch_sampler=self._sampler(),
             collate_fn=self._collate,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
@@ -174,6 +233,7 @@ class GuardedTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         """(N, M) over the whole optimiser step: every micro-batch and every process."""
+        self._steps += 1
         counts = sum(count(batch) for batch in batch_samples).to(device)
         return self.accelerator.gather(counts[None]).sum(0)
 
@@ -189,10 +249,9 @@ class GuardedTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             parts = self.accelerator.gather(self._parts[None].to(self.args.device, torch.float32)).sum(0)
-            steps = max(1, self.state.global_step - self._logged_step)
-            logs["ce"], logs["kl"] = (parts / steps).tolist()
+            logs["ce"], logs["kl"] = (parts / max(1, self._steps)).tolist()
             self._parts.zero_()
-            self._logged_step = self.state.global_step
+            self._steps = 0
             # With fp16 an infinite gradient only lowers the loss scale, and the step is skipped.
             norm = 0.0 if self.args.fp16 else logs.get("grad_norm", 0.0)
             if not all(torch.isfinite(torch.tensor([logs["loss"], norm]))):
@@ -249,6 +308,11 @@ class _AdapterMoves(TrainerCallback):
                     f"{len(still)} adapter weights did not move in the first step, {still[0]} among them",
                     "this model's layers pass no gradient to them; please report it with the model's name",
                 )
+
+
+def _lengths(rows: Any) -> Sequence[int]:
+    """Tokens of each row; a dataset that knows them need not read its rows."""
+    return rows.lengths.tolist() if isinstance(rows, Rows) else [len(_ids(row)) for row in rows]
 
 
 def _ids(row: Any) -> Sequence[int]:

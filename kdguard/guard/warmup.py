@@ -22,12 +22,20 @@ NAME = "teacher"
 
 
 def warm_up(
-    model: PeftModel, known: Sequence[Row], collate: Callable, arguments: TrainingArguments, *, resume: bool = False
+    model: PeftModel,
+    known: Sequence[Row],
+    collate: Callable,
+    arguments: TrainingArguments,
+    *,
+    packing: int | None = None,
+    resume: bool = False,
 ) -> str:
     """Train `model` for one epoch on the `known` rows, snapshot its adapter, and return the snapshot's name.
 
     The snapshot is kept beside the checkpoints; a run that resumes takes it from there. Raises KdguardError when no
     row is known.
+
+    collate, packing: as GuardedTrainer takes them.
     """
     kept = Path(arguments.output_dir) / "warm-up"
     if resume and kept.exists():
@@ -40,7 +48,9 @@ def warm_up(
             "--teacher base, or add rows to the data that it knows",
         )
     once = replace(arguments, num_train_epochs=1, save_strategy="no", warmup_steps=0)
-    trainer = GuardedTrainer(model, once, train_dataset=known, data_collator=collate, guard=Guard(weight=0.0))
+    trainer = GuardedTrainer(
+        model, once, train_dataset=known, data_collator=collate, guard=Guard(weight=0.0), packing=packing
+    )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     take_snapshot(model, NAME)

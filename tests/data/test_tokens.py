@@ -3,8 +3,9 @@
 import pytest
 
 from kdguard.data import IGNORE
+from kdguard.data.batches import Collator
 from kdguard.data.formats import Example
-from kdguard.data.tokens import CHATML, Collator, Renderer, Row, with_chat_template
+from kdguard.data.tokens import CHATML, Renderer, Row, with_chat_template
 from kdguard.errors import InputError
 from tests.conftest import byte_tokenizer
 

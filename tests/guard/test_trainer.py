@@ -9,7 +9,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, TrainingArguments
 
 from kdguard.data import IGNORE
-from kdguard.data.tokens import Collator, Row
+from kdguard.data.batches import Collator
+from kdguard.data.tokens import Row
 from kdguard.demo import MODEL
 from kdguard.errors import InputError, KdguardError
 from kdguard.guard.teacher import Guard, install

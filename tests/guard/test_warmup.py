@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from kdguard.data.tokens import Collator
+from kdguard.data.batches import Collator
 from kdguard.errors import KdguardError
 from kdguard.guard.teacher import Guard, teacher_view
 from kdguard.guard.warmup import warm_up
