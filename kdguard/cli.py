@@ -400,8 +400,8 @@ def check(
     from kdguard.config import resolve
     from kdguard.data import check as rows
     from kdguard.data.clean import clean, refuse_out
+    from kdguard.findings import print_check, print_checked_by
     from kdguard.probes.packs import load_probes
-    from kdguard.tables import print_check, print_checked_by
     from kdguard.terminal import console
 
     if model is None and (probes or quant or max_length or last_turn):

@@ -3,7 +3,6 @@
 Everybody's text is shown as it is: nothing in a model's answer or a data file styles or steers the terminal.
 """
 
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,18 +14,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kdguard.data.check import Checked, lengths
 from kdguard.probes.score import LEVELS, Answer
 from kdguard.report.compare import compare
 from kdguard.report.figures import Pair
 from kdguard.report.run import Run
-from kdguard.report.why import in_words as why_in_words
-from kdguard.terminal import in_words
+from kdguard.report.why import in_words
+from kdguard.terminal import SHOWN, plain
 
 T = TypeVar("T")
-
-SHOWN = 20  # rows of a table before it says how many more there are
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # they would steer the terminal
 
 
 def print_run(out: Console, run: Run, verdict: str) -> None:
@@ -101,8 +96,8 @@ def answers_table(title: str, pairs: Sequence[Pair]) -> Table:
     for name in (*(() if all_known else ("right",)), "base", "tuned"):
         table.add_column(name, overflow="fold", ratio=1, max_width=40)
     for pair in _spread(pairs):
-        right = () if all_known else (_plain(pair.before.answers[0]),)
-        table.add_row(_plain(pair.before.question), *right, _answer(pair.before), _answer(pair.after))
+        right = () if all_known else (plain(pair.before.answers[0]),)
+        table.add_row(plain(pair.before.question), *right, _answer(pair.before), _answer(pair.after))
     _and_more(table, pairs)
     return table
 
@@ -119,7 +114,7 @@ def print_comparison(out: Console, runs: Sequence[Run]) -> None:
         for name in ("base", *found.names):
             table.add_column(escape(name), overflow="fold", ratio=1, max_width=40)
         for base, answers in _spread(found.differ):
-            table.add_row(_plain(base.question), *map(_answer, (base, *answers)))
+            table.add_row(plain(base.question), *map(_answer, (base, *answers)))
         _and_more(table, found.differ)
         out.print()
         out.print(table)
@@ -143,59 +138,10 @@ def level_table(answers: Sequence[Answer]) -> Table:
     return table
 
 
-def print_check(out: Console, checked: Checked) -> None:
-    """What `data check` found in the rows: figures, and each finding on a line that begins with `file:line`."""
-    figures = {"data": f"{checked.rows:,} rows of {', '.join(checked.formats) or 'no known format'}"}
-    if checked.rows:
-        figures["lengths"] = in_words(lengths(checked.characters), "characters")
-    figures["found"] = ", ".join(f"{n:,} {kind}" for kind, n in checked.counts.items()) or "nothing wrong"
-    out.print(_figures(figures))
-    for kind, n in checked.counts.items():
-        _print_findings(out, f"{kind}: {n:,}", [vars(finding) for finding in checked.findings[kind]], n)
-
-
-def print_checked_by(out: Console, found: dict[str, Any]) -> None:
-    """What `data check` found by asking the base."""
-    sample = f", out of {found['questions']:,} questions" if found["asked"] < found["questions"] else ""
-    share = found["known"] / max(found["asked"], 1)
-    cut = f"; {found['cut']:,} rows lose the beginning of their prompt" if found["cut"] else ""
-    figures = {
-        "tokens": in_words(found["tokens"]) + cut,
-        "known": f"{found['known']:,} of {found['asked']:,} asked ({share:.1%}){sample}",
-        "facts": ", ".join(f"{n:,} {level}" for level, n in found["levels"].items()),
-        "against base": f"{len(found['against_the_base']):,} rows, where another answer is HighlyKnown",
-    }
-    out.print()
-    out.print(_figures(figures))
-    against = found["against_the_base"]
-    _print_findings(out, f"contradictions with the base: {len(against):,}", against, len(against))
-    if found["at_risk"]:
-        out.print("\n[bold]first at risk: what it knows that lies nearest to what it does not[/]")
-        for probe in found["at_risk"][: SHOWN // 2]:
-            known, near = (_in_short(text) for text in (f"{probe['question']} {probe['answer']}", probe["near"]))
-            out.print(_plain(f"{known}, near to: {near}"), soft_wrap=True)
-
-
-def _figures(figures: dict[str, str]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    for name, value in figures.items():
-        table.add_row(f"[bold]{name}[/]", _plain(value))
-    return table
-
-
-def _print_findings(out: Console, title: str, findings: Sequence[dict[str, str]], n: int) -> None:
-    if findings:
-        out.print(f"\n[bold]{title}[/]")
-    for finding in findings[:SHOWN]:
-        out.print(_plain(f"{finding['where']}: {finding['what']}"), soft_wrap=True)
-    if n > SHOWN:
-        out.print(f"[dim]and {n - SHOWN:,} more[/]")
-
-
 def print_explained(out: Console, found: dict[str, Any]) -> None:
     """The hypotheses with their figures, the rows named most often, and the nearest rows of some forgotten probes."""
     table = Table.grid(padding=(0, 2))
-    for name, said in why_in_words(found).items():
+    for name, said in in_words(found).items():
         table.add_row(f"[bold]{name}[/]", escape(said))
     how_far = [
         f"{moved:.1%} for {name} ones" for name in ("forgotten", "kept") if (moved := found["moved"][name]) is not None
@@ -211,7 +157,7 @@ def print_explained(out: Console, found: dict[str, Any]) -> None:
             rows.add_column(name, overflow="fold")
         for row in found["often"][: SHOWN // 2]:
             where = Path(row["where"]).name
-            rows.add_row(f"{row['named']:,}", *map(_plain, (where, row["question"], row["answer"])))
+            rows.add_row(f"{row['named']:,}", *map(plain, (where, row["question"], row["answer"])))
         out.print()
         out.print(rows)
     if found["probes"]:
@@ -219,10 +165,8 @@ def print_explained(out: Console, found: dict[str, Any]) -> None:
         for name in ("question", "base", "tuned", "nearest rows"):
             probes.add_column(name, overflow="fold")
         for probe in _spread(found["probes"]):
-            nearest = "\n".join(_plain(f"{row['question']} {row['answer']}") for row in probe["rows"][:3])
-            probes.add_row(
-                _plain(probe["question"]), _plain(probe["base"]), f"[red]{_plain(probe['tuned'])}[/]", nearest
-            )
+            nearest = "\n".join(plain(f"{row['question']} {row['answer']}") for row in probe["rows"][:3])
+            probes.add_row(plain(probe["question"]), plain(probe["base"]), f"[red]{plain(probe['tuned'])}[/]", nearest)
         _and_more(probes, found["probes"])
         out.print()
         out.print(probes)
@@ -245,18 +189,7 @@ def _spread(pairs: Sequence[T]) -> Sequence[T]:
 
 
 def _answer(answer: Answer) -> str:
-    return f"[{'green' if answer.correct else 'red'}]{_plain(answer.answer) or '(nothing)'}[/]"
-
-
-def _plain(text: str) -> str:
-    """People's and models' text on one line, as it is: nothing in it styles or steers the terminal."""
-    return escape(_CONTROL.sub(" ", " ".join(text.split())))
-
-
-def _in_short(text: str) -> str:
-    """Its beginning, on one line."""
-    text = " ".join(text.split())
-    return text if len(text) <= 100 else f"{text[:97]}..."
+    return f"[{'green' if answer.correct else 'red'}]{plain(answer.answer) or '(nothing)'}[/]"
 
 
 def _box() -> box.Box:

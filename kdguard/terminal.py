@@ -1,5 +1,6 @@
 """What a person sees while a command works: the plan, progress with time left, and errors."""
 
+import re
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +12,9 @@ from kdguard.events import Event
 
 console = Console(highlight=False, emoji=False)
 err = Console(stderr=True, highlight=False, emoji=False)
+
+SHOWN = 20  # rows of a table, or findings of a kind, before it is said how many more there are
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # they would steer the terminal
 
 PHASES = {
     "read": "reading rows, in MB",
@@ -131,7 +135,12 @@ def plan_table(plan: dict[str, Any]) -> Table:
     return table
 
 
+def plain(text: str) -> str:
+    """People's and models' text on one line, as it is: nothing in it styles or steers the terminal."""
+    return escape(_CONTROL.sub(" ", " ".join(text.split())))
+
+
 def print_error(message: str, hint: str) -> None:
-    err.print(f"[bold red]error[/] {escape(message)}", soft_wrap=True)
+    err.print(f"[bold red]error[/] {plain(message)}", soft_wrap=True)
     if hint:
-        err.print(f"  [bold]try[/] {escape(hint)}", soft_wrap=True)
+        err.print(f"  [bold]try[/] {plain(hint)}", soft_wrap=True)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdguard.data.formats import Example, read_examples
-from kdguard.data.near import SHORTEST, Sketches, near_repeats, sketch
+from kdguard.data.near import NearRepeats
 from kdguard.data.sources import STRICT, find_sources
 from kdguard.data.trouble import troubles
 from kdguard.errors import InputError
@@ -23,7 +23,6 @@ from kdguard.probes.score import is_correct, normalise
 
 UNUSABLE, REPEATED, NEARLY, CONTRADICTED = "unusable", "repeated", "nearly repeated", "contradicted"
 KEPT = 1000  # findings of a kind that are kept in words; all are counted
-_BATCH = 1000  # rows whose sketches are made at once
 _LONG = 200  # characters from which on texts are compared letter by letter, which is faster
 _SIGNS = re.compile(r"""[^\w\s.,;:!?'"’‘“”()-]""")
 
@@ -124,7 +123,7 @@ def lengths(each: NDArray[Any]) -> dict[str, int]:
 def in_short(example: Example) -> str:
     """A row on one line: its question and its answer, or its text, each from its beginning."""
     texts = (example.question, example.answers[0]) if example.answers else (example.text,)
-    return " -> ".join(_beginning(text) for text in texts)
+    return " -> ".join(beginning(text) for text in texts)
 
 
 def check(
@@ -154,35 +153,22 @@ def check(
 
     formats: dict[str, None] = {}
     characters, asked, taught = array("I"), array("q"), array("q")
-    sketches: list[Sketches] = []
-    sketched = array("Q")  # the rows that they are of
-    waiting: list[str] = []
+    alike = NearRepeats()
     for form, example in usable():
         formats[form] = None
         text = " ".join([turn["content"] for turn in example.messages]) or example.text
         for kind, what in troubles(text):
             checked.add(kind, [Finding(example.where, what)])
-        if len(text) >= SHORTEST:
-            sketched.append(len(characters))
-            waiting.append(text)
-            if len(waiting) == _BATCH:
-                sketches.append(sketch(waiting))
-                waiting = []
+        alike.add(len(characters), text)
         characters.append(len(text))
         asked.append(hash(asked_by(example)))
         taught.append(hash(taught_by(example)))
-    if waiting:
-        sketches.append(sketch(waiting))
     checked.formats = list(formats)
     checked.characters = np.frombuffer(characters, np.uint32)
     questions, answers = np.frombuffer(asked, np.int64), np.frombuffer(taught, np.int64)
     repeats = _repeats(questions, answers)
     checked.repeats = frozenset(repeats)
-    near = {}
-    if sketches:
-        rows = np.frombuffer(sketched, np.uint64).tolist()
-        found_near = near_repeats(np.concatenate(sketches))
-        near = {rows[row]: rows[other] for row, other in found_near.items() if rows[row] not in repeats}
+    near = {place: other for place, other in alike.found().items() if place not in repeats}
     suspects = _differently_answered(questions, answers, repeats)
     shown = [dict(sorted(pairs.items())[:KEPT]) for pairs in (repeats, near)]
     wanted = {place for pairs in shown for pair in pairs.items() for place in pair} | suspects
@@ -195,7 +181,8 @@ def check(
     return checked
 
 
-def _beginning(text: str) -> str:
+def beginning(text: str) -> str:
+    """The beginning of a text, on one line."""
     text = " ".join(text.split())
     return text if len(text) <= 100 else f"{text[:97]}..."
 
@@ -241,7 +228,7 @@ def _contradictions(suspects: Iterable[Example]) -> Iterator[Finding]:
         earlier = taught.setdefault(asked_by(example), [])
         for other in earlier:
             if not shares_an_answer(other.answers, example.answers):
-                against = f"but {_beginning(other.answers[0])} in {other.where}"
+                against = f"but {beginning(other.answers[0])} in {other.where}"
                 yield Finding(example.where, f"{in_short(example)}, {against}")
                 break
         earlier.append(example)

@@ -154,8 +154,8 @@ def _unknown(row: Any, where: str) -> InputError:
 def _format_of(row: Any) -> str:
     if not isinstance(row, dict):
         return ""
-    for name, needed in _FORMATS.items():
-        if all(key in row for key in needed):
+    for name, needed in _NEEDED.items():
+        if needed <= row.keys():
             return name
     if "question" in row:
         return "question/answer"  # the reader says what is missing
@@ -346,5 +346,6 @@ _READERS = {
     "instruction/response": _read_instruction_response,
     "text": _read_text,
 }
+_NEEDED = {name: frozenset(needed) for name, needed in _FORMATS.items()}
 _KEYS = {**_FORMATS, "question/answer": ("question", "answer", "answers"), "Alpaca": ("instruction", "output", "input")}
 COLUMNS = tuple(dict.fromkeys(key for keys in _KEYS.values() for key in keys))

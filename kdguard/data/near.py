@@ -8,6 +8,7 @@ Source: Broder 1997, "On the resemblance and containment of documents"; Leskovec
 Datasets", chapter 3.
 """
 
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 NEAR = 0.8
 SHORTEST = 200  # characters; in less, one other word makes another fact
 _PERMUTATIONS, _BAND = 64, 8
+_BATCH = 1000  # texts that are sketched at once
 _GAP = b" " * 16  # no shingle reaches over it
 _LETTERS = bytes(range(256)).lower().translate(bytes([32] * 33 + list(range(33, 256))))
 
@@ -41,6 +43,34 @@ def sketch(texts: Sequence[str]) -> Sketches:
     offsets = np.concatenate([[0], np.searchsorted(at, ends, side="right")]).astype(np.uint64)
     found = rensa.RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, _PERMUTATIONS, 0)
     return np.array(found.to_rows(), np.uint32).astype(np.uint8)
+
+
+class NearRepeats:
+    """Takes texts one at a time, keeps their sketches, and finds the near repeats among them."""
+
+    def __init__(self) -> None:
+        self._sketches = bytearray()
+        self._places = array("q")
+        self._waiting: list[str] = []
+
+    def add(self, place: int, text: str) -> None:
+        """Take a text, unless it is too short; places ascend."""
+        if len(text) >= SHORTEST:
+            self._places.append(place)
+            self._waiting.append(text)
+            if len(self._waiting) == _BATCH:
+                self._sketch()
+
+    def found(self) -> dict[int, int]:
+        """The place of each text that is nearly an earlier one -> that of the first such text."""
+        if self._waiting:
+            self._sketch()
+        sketches = np.frombuffer(self._sketches, np.uint8).reshape(-1, _PERMUTATIONS)
+        return {self._places[text]: self._places[other] for text, other in near_repeats(sketches).items()}
+
+    def _sketch(self) -> None:
+        self._sketches += sketch(self._waiting).tobytes()
+        self._waiting = []
 
 
 def near_repeats(sketches: Sketches) -> dict[int, int]:
