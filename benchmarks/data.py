@@ -1,9 +1,10 @@
 """How large data are checked and tokenised: rows a second on one core, and memory beside the file's size.
 
 `python benchmarks/data.py` writes files of 100,000 and of 1,000,000 invented rows (0.1 and 1.1 GB) into its cache
-folder, runs `kdguard data check` on each in a process of its own that may use one core, tokenises each with the embedded
-model's tokenizer, twice (the time is with loading the libraries), and writes `benchmarks/results/data.json`. Of every thousand rows one repeats an
-earlier one, one nearly, two contradict one, and one cannot be used; how many were found stands beside the speed.
+folder, runs `kdguard data check` on each in a process of its own that may use one core, tokenises each with the
+embedded model's tokenizer, twice, and writes `benchmarks/results/data.json`. Times are with loading the libraries. Of
+every thousand rows one repeats an earlier one, one nearly, two contradict one, and one cannot be used; how many were
+found stands beside the speed.
 """
 
 import argparse

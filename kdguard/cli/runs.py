@@ -1,0 +1,149 @@
+"""What is done with a finished run: compare, adopt, explain, dial, look."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdguard.cli.app import (
+    OVER_BUDGET,
+    Json,
+    app,
+    compare_runs,
+    fail,
+    flag,
+    listening,
+    quiet_libraries,
+    show_runs,
+)
+from kdguard.errors import InputError
+
+
+@app.command(epilog="kdguard compare runs/mine\n\nkdguard compare runs/plain runs/guarded --html compared.html")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="run folders")],
+    html: Annotated[Path | None, typer.Option(help="write a page with a plot of learned and forgotten")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show old-knowledge answers before beside after, and several runs beside each other."""
+    from kdguard.report.run import read_run
+
+    finished = [read_run(path) for path in runs]
+    if html and html.is_dir():
+        raise InputError(f"{html}: this is a folder", f"--html {html / 'compared.html'}")
+    if html:
+        from kdguard.report.compare import write_comparison
+
+        write_comparison(html, finished)
+    compare_runs(finished, as_json)
+    if html and not as_json:
+        from kdguard.terminal import console
+
+        console.print(f"\nlook at it  {html}", markup=False, soft_wrap=True)
+
+
+@app.command(epilog="kdguard adopt my_lora\n\nkdguard adopt OWNER/NAME --data rows.jsonl --probes my_pack.jsonl")
+def adopt(
+    adapter: Annotated[str, typer.Argument(help="folder or hub id of a LoRA in PEFT's format")],
+    base: Annotated[
+        str | None, typer.Option(help="the model it belongs to \\[default: the one that its config names]")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="the rows it was trained on, to tell what it learned; repeatable")
+    ] = None,
+    columns: Annotated[str | None, flag("columns", "--columns")] = None,
+    out: Annotated[Path | None, typer.Option(help="run folder \\[default: runs/<adapter>-<time>]")] = None,
+    probes: Annotated[list[str] | None, flag("probes", "--probes")] = None,
+    prompts: Annotated[int | None, flag("prompts", "--prompts")] = None,
+    quant: Annotated[str | None, flag("quant", "--quant")] = None,
+    seed: Annotated[int | None, flag("seed", "--seed")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a run folder for an adapter that another tool trained: what did it forget? Then dial, compare, look."""
+    settings = {"columns": columns, "probes": probes, "prompts": prompts, "quant": quant, "seed": seed}
+    with listening(as_json, base or adapter) as events:
+        from kdguard import adopt as story
+
+        path = story.adopt(adapter, events, base=base, data=data or (), out=out, **settings)
+    show_runs([path], as_json)
+
+
+@app.command(epilog="kdguard explain runs/mine\n\nkdguard explain runs/mine --control")
+def explain(
+    run: Annotated[Path, typer.Argument(help="run folder")],
+    control: Annotated[
+        bool, typer.Option("--control", help="also train on facts that the base knows, and count what that forgets")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show which training rows made a run forget, and why: they lie nearest to what was forgotten."""
+    from kdguard.report.run import read_run
+    from kdguard.tables import print_explained
+    from kdguard.terminal import console
+
+    finished = read_run(run)
+    with listening(as_json, finished.config["model"]) as events:
+        from kdguard import explain as story
+
+        found = story.explain(finished, events, control=control)
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        print_explained(console, found)
+        console.print(f"\nlook at it  {run / 'report.html'}", markup=False, soft_wrap=True)
+
+
+@app.command(
+    epilog="kdguard dial runs/mine\n\nkdguard dial runs/mine --budget 1%\n\nkdguard dial runs/mine --strength 0.8"
+)
+def dial(
+    run: Annotated[Path, typer.Argument(help="run folder")],
+    budget: Annotated[str | None, typer.Option(help="write the best strength that forgets at most this")] = None,
+    strength: Annotated[float | None, typer.Option(help="write this strength, more than 0 and at most 1")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="strengths measured above 0, evenly spaced")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Show learned and forgotten at several strengths of the adapter; write one of them. No training."""
+    from kdguard.report.build import verdict
+    from kdguard.report.run import read_run
+    from kdguard.tables import dial_table
+    from kdguard.terminal import console
+
+    if budget is not None and strength is not None:
+        raise InputError("--budget chooses a strength, and --strength is one", "give one of them")
+    finished = read_run(run)
+    with listening(as_json, finished.config["model"]) as events:
+        from kdguard import dial as story
+
+        strengths = [step / steps for step in range(steps + 1)]
+        points, chosen = story.dial(finished, strengths, events, budget=budget, choose=strength)
+    figures = [point.figures() for point in points]
+    at = chosen.strength if chosen else None
+    if as_json:
+        print(json.dumps({"points": figures, "chosen": at}, indent=2))
+    else:
+        console.print(dial_table(figures, at))
+        if at is not None:
+            console.print(f"\nstrength {at:g} was written. {verdict(read_run(run).report)}", markup=False)
+        console.print(f"\nlook at it  {run / 'report.html'}", markup=False, soft_wrap=True)
+    if budget is not None and at is None:
+        raise typer.Exit(fail(OVER_BUDGET, f"no strength keeps the budget of {budget}", "a looser --budget, or tune"))
+    if budget is not None and not read_run(run).report["budget"]["met"]:
+        raise typer.Exit(OVER_BUDGET)
+
+
+@app.command(epilog="kdguard ui runs/mine\n\nkdguard ui runs/mine --port 7861")
+def ui(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")],
+    port: Annotated[int, typer.Option(help="port on 127.0.0.1")] = 7860,
+) -> None:
+    """Look at a run in the browser: both answers side by side, and one box that asks both."""
+    from kdguard.report.run import read_run
+
+    finished = read_run(run)
+    quiet_libraries(show_downloads=False)
+    from kdguard.terminal import console
+    from kdguard.ui.page import serve
+
+    serve(finished, port, lambda address: console.print(f"{address}  Ctrl-C ends it", soft_wrap=True))

@@ -1,0 +1,135 @@
+"""`kdguard tune` and `kdguard demo`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdguard.cli.app import (
+    INTERRUPTED,
+    OVER_BUDGET,
+    Json,
+    app,
+    compare_runs,
+    fail,
+    flag,
+    has_gpu,
+    listening,
+    show_runs,
+)
+from kdguard.config import TuneConfig
+from kdguard.errors import InputError
+
+
+@app.command(
+    epilog="kdguard tune facts.jsonl --preset qwen2.5-7b\n\nkdguard tune examples/new_facts.jsonl --model demo"
+)
+def tune(
+    data: Annotated[
+        list[str] | None, typer.Argument(help=TuneConfig.model_fields["data"].description, show_default=False)
+    ] = None,
+    columns: Annotated[str | None, flag("columns", "--columns")] = None,
+    last_turn: Annotated[bool | None, flag("last_turn", "--last-turn/--all-turns")] = None,
+    model: Annotated[str | None, flag("model", "--model")] = None,
+    revision: Annotated[str | None, flag("revision", "--revision")] = None,
+    preset: Annotated[str | None, flag("preset", "--preset")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file of these flags as keys")] = None,
+    out: Annotated[Path | None, flag("out", "--out")] = None,
+    probes: Annotated[list[str] | None, flag("probes", "--probes")] = None,
+    prompts: Annotated[int | None, flag("prompts", "--prompts")] = None,
+    goal: Annotated[str | None, flag("goal", "--goal")] = None,
+    guard: Annotated[bool | None, flag("guard", "--guard/--no-guard")] = None,
+    guard_weight: Annotated[float | None, flag("guard_weight", "--guard-weight")] = None,
+    teacher: Annotated[str | None, flag("teacher", "--teacher")] = None,
+    rehearsal: Annotated[float | None, flag("rehearsal", "--rehearsal")] = None,
+    budget: Annotated[str | None, flag("budget", "--budget")] = None,
+    epochs: Annotated[int | None, flag("epochs", "--epochs")] = None,
+    lr: Annotated[float | None, flag("lr", "--lr")] = None,
+    batch_size: Annotated[int | None, flag("batch_size", "--batch-size")] = None,
+    micro_batch_size: Annotated[int | None, flag("micro_batch_size", "--micro-batch-size")] = None,
+    packing: Annotated[bool | None, flag("packing", "--packing/--no-packing")] = None,
+    max_length: Annotated[int | None, flag("max_length", "--max-length")] = None,
+    rank: Annotated[int | None, flag("rank", "--rank")] = None,
+    quant: Annotated[str | None, flag("quant", "--quant")] = None,
+    seed: Annotated[int | None, flag("seed", "--seed")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with the run in --out from its last checkpoint")
+    ] = False,
+    control: Annotated[
+        bool, typer.Option("--control", help="train the unguarded twin too, into OUT-control, and compare both")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the resolved config and the plan; write nothing")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Learn DATA, keep the rest; write a run folder with the proof."""
+    flags = {key: value for key, value in locals().items() if key in TuneConfig.model_fields} | {"data": data or None}
+    from kdguard.config import resolve
+
+    if resume:
+        if out is None:
+            raise InputError("--resume needs the run to go on with", "kdguard tune --resume --out RUN")
+        from kdguard.report.run import unfinished_config
+
+        config, flags = unfinished_config(out), {"out": out}
+    resolved = resolve(flags, config, has_gpu=has_gpu)
+    if control and not resolved.guard:
+        raise InputError("--control adds a twin without the guard, and this run has none", "leave out --no-guard")
+    runs = []
+    with listening(as_json, resolved.model) as events:
+        from kdguard import tune as story
+
+        try:
+            report = story.tune(resolved, events, resume=resume, dry_run=dry_run)
+            if events.path:  # not of a dry run
+                runs = [events.path.parent]
+            if control and runs:
+                twin = runs[0].with_name(f"{runs[0].name}-control")
+                story.tune(resolved.model_copy(update={"guard": False, "out": twin}), events, same_base=runs[0])
+                runs = [twin, *runs]
+        except KeyboardInterrupt:
+            if events.path:
+                fail(INTERRUPTED, "stopped by Ctrl-C", f"kdguard tune --resume --out {events.path.parent}")
+            raise
+    if dry_run:
+        import yaml
+
+        print(
+            json.dumps(report, indent=2) if as_json else "\n" + yaml.safe_dump(report["config"], sort_keys=False),
+            end="",
+        )
+        return
+    show_runs(runs, as_json)
+    if report["budget"] and not report["budget"]["met"]:
+        raise typer.Exit(OVER_BUDGET)
+
+
+@app.command(epilog="kdguard demo\n\nkdguard demo --out runs/mine")
+def demo(
+    out: Annotated[Path | None, typer.Option(help="folder for both runs \\[default: runs/demo-<time>]")] = None,
+    seed: Annotated[int, typer.Option(help="seed of both runs")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Tune the embedded model twice on invented facts, without and with the guard, and compare. Any CPU, minutes."""
+    import time
+
+    from kdguard.config import resolve
+    from kdguard.files import shipped
+    from kdguard.report.run import read_run
+    from kdguard.terminal import console
+
+    folder = out or Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
+    data = shipped("examples") / "new_facts.jsonl"
+    for name, guard in (("plain", False), ("guarded", True)):
+        if not as_json:
+            console.rule(f"{name}: {'with' if guard else 'without'} the guard", align="left", characters="-")
+        flags = {"data": data, "model": "demo", "guard": guard, "seed": seed, "out": folder / name}
+        with listening(as_json, "demo") as events:
+            from kdguard import tune as story
+
+            story.tune(resolve(flags), events, same_base=folder / "plain" if guard else None)
+    compare_runs([read_run(folder / "plain"), read_run(folder / "guarded")], as_json)
+    if not as_json:
+        console.print(f"\nnext        kdguard ui {folder / 'guarded'}", markup=False, soft_wrap=True)
