@@ -48,7 +48,7 @@ class Point:
         old = kept(self.probes)
         return {
             "strength": self.strength,
-            "learned": self.learned,
+            "learned": self.learned if self.new else None,
             "known": old.known,
             "forgotten": old.forgotten,
             "gained": old.gained,
@@ -101,7 +101,7 @@ def dial(
     allowance = None if limit is None else Allowance(limit, kept(points[0].watched).known)
     if budget is not None:
         within = [point for point in points if point.strength and point.watched_forgotten <= allowance.forgotten]
-        chosen = max(within, key=lambda point: (point.learned, -point.watched_forgotten, point.strength), default=None)
+        chosen = max(within, key=_worth, default=None)
     if chosen is None:
         write_pages(run.path, run.report)
         return points, None
@@ -119,6 +119,11 @@ def dial(
     found = outcome(chosen.strength, chosen.probes, (new_before, chosen.new), moved, settled)
     _write(run, chosen, {**run.report, **found}, events)
     return points, chosen
+
+
+def _worth(point: Point) -> tuple[float, ...]:
+    """Of those within a budget: what has learned most; where nothing tells, as of plain text, what is strongest."""
+    return (point.learned, -point.watched_forgotten, point.strength) if point.new else (point.strength,)
 
 
 def _write(run: Run, chosen: Point, report: dict[str, Any], events: Events) -> None:

@@ -80,8 +80,8 @@ def dial_table(points: Sequence[dict[str, Any]], chosen: float | None) -> Table:
         seen = f"{point['watched_forgotten']:,}/{point['watched_known']:,}"
         table.add_row(
             f"{mark}{point['strength']:g}",
-            f"{mark}{point['learned']:.1%}",
-            Bar(1, 0, point["learned"], width=12, color="green"),
+            "-" if point["learned"] is None else f"{mark}{point['learned']:.1%}",
+            Bar(1, 0, point["learned"] or 0.0, width=12, color="green"),
             "-" if point["forgetting"] is None else f"{mark}{point['forgetting']:.1%}",
             Bar(most, 0, point["forgetting"] or 0.0, width=12, color="red"),
             *((seen,) if watched else ()),

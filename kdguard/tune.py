@@ -119,6 +119,9 @@ def tune(
 
     def answers(folder: str, when: str, questions: list[Probe]) -> list[Answer]:
         path = out / folder / f"{when}.jsonl"
+        if not questions:  # plain text asks none
+            run_folder.write_answers(path, [])
+            return []
         if resume and path.exists():
             found = run_folder.read_answers(path)
             if [answer.id for answer in found] == [question.id for question in questions]:

@@ -253,3 +253,22 @@ def test_a_control_is_the_unguarded_twin_on_the_same_answers_of_the_base(tmp_pat
 def test_an_unguarded_run_has_no_control(data):
     done = kdguard("tune", data, "--model", "demo", "--no-guard", "--control")
     assert done.returncode == 2 and "leave out --no-guard" in done.stderr
+
+
+def test_plain_text_is_taught_and_asks_nothing_new(some_probes, tmp_path):
+    """Several files of it: nothing is learned that could be counted, and what is forgotten still is."""
+    for name in ("one.jsonl", "two.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"text": f"The mayor of {name} is Ann. " * 60}) + "\n")
+    flags = ("--model", "demo", "--epochs", 1, "--prompts", 1, "--probes", some_probes, "--max-length", 64)
+    run = tmp_path / "run"
+    done = kdguard("tune", tmp_path / "one.jsonl", tmp_path / "two.jsonl", *flags, "--out", run)
+    assert done.returncode == 0, done.stderr
+    assert "rows of text" in done.stdout and "new questions" not in done.stdout
+    report = json.loads((run / "report.json").read_text())
+    assert report["learned"]["n"] == 0 and report["kept"]["known"] > 300
+    assert report["data"] == f"{tmp_path / 'one.jsonl'}, {tmp_path / 'two.jsonl'}"
+    assert (run / "new" / "after.jsonl").read_text() == ""
+    explained = kdguard("explain", run)
+    assert explained.returncode == 2 and "plain text has no questions" in explained.stderr
+    again = kdguard("tune", "--config", run / "config.yaml", "--out", tmp_path / "again", "--json")
+    assert json.loads(again.stdout)["kept"] == report["kept"]
