@@ -90,11 +90,23 @@ def tokenise(
         return Rows(pa.Table.from_batches(batches, _SCHEMA))
     settings = [__version__, columns, max_length, last_turn, _fingerprint(renderer.tokenizer)]
     path = CACHE / f"{_digest(sources, settings)}.arrow"
-    if path.exists():
+    if kept := _read(path):
         os.utime(path)
-    else:
-        _write(path, batches)
-    return Rows(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+        return kept
+    _write(path, batches)
+    return Rows(_open(path))
+
+
+def _open(path: Path) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def _read(path: Path) -> Rows | None:
+    """The rows of a file, if it is there and whole."""
+    try:
+        return Rows(_open(path))
+    except (OSError, pa.ArrowException):
+        return None
 
 
 def _batches(

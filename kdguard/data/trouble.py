@@ -11,9 +11,9 @@ from ftfy.badness import is_bad
 
 ENCODING, CONTROL, SECRET = "encoding", "control tokens", "secrets"
 
-# Not tabs and line breaks; with the marks of byte order and of what could not be decoded, and the half-invisible
-# characters that turn the direction of writing.
-_STEERING = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff\ufffd]")
+# Not tabs and line breaks; with what overrides the direction of writing, and the marks of byte order and of what could
+# not be decoded.
+_STEERING = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202d\u202e\ufeff\ufffd]")
 _TWICE_ENCODED = ("Ã", "Â", "â€", "ðŸ", "Ð", "ï¿½")  # what UTF-8 looks like when read as Windows-1252
 _TOKENS = re.compile(r"<\|[A-Za-z_]{2,24}\|>|\[/?INST\]|<(?:start|end)_of_turn>")
 # One letter that is quick to look for, the letters of which it is one, what they begin, and how that goes on.

@@ -114,3 +114,13 @@ def test_tokens_that_nobody_used_for_a_month_make_room(tmp_path, renderer, cache
     monkeypatch.setattr(data, "KEPT_FOR", -1)
     tokenise([write(path, *facts(4))], renderer, 512)
     assert len(list(cache.iterdir())) == 1
+
+
+def test_a_file_of_tokens_that_was_damaged_is_made_anew(tmp_path, renderer, cache):
+    name = write(tmp_path / "facts.jsonl", *facts(20))
+    first = tokenise([name], renderer, 512)
+    rows = list(first)
+    del first
+    [kept] = cache.iterdir()
+    kept.write_bytes(kept.read_bytes()[:1000])
+    assert list(tokenise([name], renderer, 512)) == rows
