@@ -176,7 +176,10 @@ def resolve(
         preset.pop("revision", None)
     if given.get("goal", from_file.get("goal")) == "style":
         preset = {key: value for key, value in preset.items() if key not in STYLE}
-    merged = {**preset, **from_file, **given, "preset": chosen}
+    asked_for = {**from_file, **given}
+    if asked_for.get("batch_size") and "micro_batch_size" not in asked_for:
+        preset.pop("micro_batch_size", None)  # it was made for the preset's batch
+    merged = {**preset, **asked_for, "preset": chosen}
     if "model" not in merged:
         raise InputError(
             "no model was named, and there is no GPU for a 7B one",

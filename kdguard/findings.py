@@ -1,12 +1,14 @@
 """What a person sees of `data check` in the terminal. It imports no plots and no statistics: it answers at once."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from kdguard.data.check import Checked, beginning, lengths
+from kdguard.data.clean import Cleaned
 from kdguard.terminal import SHOWN, in_words, plain
 
 
@@ -41,6 +43,13 @@ def print_checked_by(out: Console, found: dict[str, Any]) -> None:
         for probe in found["at_risk"][: SHOWN // 2]:
             known, near = (beginning(text) for text in (f"{probe['question']} {probe['answer']}", probe["near"]))
             out.print(plain(f"{known}, near to: {near}"), soft_wrap=True)
+
+
+def print_cleaned(out: Console, path: Path, cleaned: Cleaned) -> None:
+    """What `data check --fix` did."""
+    done = ", ".join(f"{getattr(cleaned, what):,} {what}" for what in ("written", "mended", "repeated", "unusable"))
+    out.print(f"\n[bold]{plain(str(path))}[/]: {done}", soft_wrap=True)
+    _print_findings(out, f"mended: {cleaned.mended:,}", [vars(each) for each in cleaned.first], cleaned.mended)
 
 
 def _figures(figures: dict[str, str]) -> Table:

@@ -131,7 +131,7 @@ def plan_table(plan: dict[str, Any]) -> Table:
         "run folder": plan["out"],
     }
     for name, value in rows.items():
-        table.add_row(f"[bold]{name}[/]", escape(value))
+        table.add_row(f"[bold]{name}[/]", plain(value))
     return table
 
 

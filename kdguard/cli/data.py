@@ -1,8 +1,10 @@
 """`kdguard data`: training data before a run."""
 
 import json
+import shlex
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -47,9 +49,9 @@ def check(
     from kdguard.config import resolve
     from kdguard.data import check as rows
     from kdguard.data.clean import clean, refuse_out
-    from kdguard.findings import print_check, print_checked_by
+    from kdguard.findings import print_check, print_checked_by, print_cleaned
     from kdguard.probes.packs import load_probes
-    from kdguard.terminal import console
+    from kdguard.terminal import console, plain
 
     if model is None and (probes or quant or max_length or last_turn):
         raise InputError(
@@ -63,7 +65,7 @@ def check(
         refuse_out(fix)
     if model is not None:
         load_probes(config.probes)
-    cleaned: dict[str, int] = {}
+    cleaned = None
     with listening(as_json, config.model) as events:
         events.emit("phase", name="check")
         checked = rows.check(config.data, config.columns, events.progress("check"))
@@ -73,7 +75,9 @@ def check(
         if fix:
             events.emit("phase", name="clean")
             cleaned = clean(config.data, fix, checked, config.columns, events.progress("clean"))
-        found = checked.figures() | ({"fixed": cleaned} if fix else {})
+        found = checked.figures()
+        if cleaned:
+            found["fixed"] = asdict(cleaned)
         if model is not None and not checked.unusable:
             from kdguard import check as story
 
@@ -82,17 +86,24 @@ def check(
         print(json.dumps(found, indent=2))
     elif model is not None and not checked.unusable:
         print_checked_by(console, found)
-    if cleaned and not as_json:
-        done = ", ".join(f"{n:,} {what}" for what, n in cleaned.items())
-        console.print(f"\n{fix}: {done}", markup=False, soft_wrap=True)
+    if fix and cleaned and not as_json:
+        print_cleaned(console, fix, cleaned)
     if checked.unusable and not fix:
         n = checked.counts[rows.UNUSABLE]
-        hint = f"{checked.unusable.hint}; or --fix {Path(data[0]).stem}-cleaned.jsonl, which leaves such rows out"
+        left_out = f"; or --fix {Path(data[0]).stem}-cleaned.jsonl, which leaves such rows out" if checked.rows else ""
+        hint = checked.unusable.hint + ("" if checked.ended else left_out)
         raise typer.Exit(fail(2, f"{n:,} row{'s' * (n > 1)} cannot be used", hint))
     if not as_json:
-        names = " ".join([str(fix)] if fix else data)
-        then = f"tune {names} --model {model}" if model else f"data check {names} --model MODEL"
-        console.print(f"\nnext        kdguard {then}", markup=False, soft_wrap=True)
+        asked: dict[str, Any] = {"--max-length": max_length}
+        if not fix:
+            asked["--columns"] = columns
+        if model:
+            asked |= {"--model": model, "--quant": quant}
+        words = ["tune" if model else "data check", *([str(fix)] if fix else data)]
+        words += [word for name, value in asked.items() if value for word in (name, str(value))]
+        words += [word for name in probes or () for word in ("--probes", name)] + ["--last-turn"] * bool(last_turn)
+        then = shlex.join(words[1:]) + ("" if model else " --model MODEL")
+        console.print(f"\nnext        kdguard {words[0]} {plain(then)}", soft_wrap=True)
 
 
 @data.command(

@@ -9,6 +9,7 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,13 @@ from numpy.typing import NDArray
 
 from kdguard.data.formats import Example, read_examples
 from kdguard.data.near import NearRepeats
-from kdguard.data.sources import STRICT, find_sources
+from kdguard.data.sources import STRICT, Hub, find_sources
 from kdguard.data.trouble import troubles
 from kdguard.errors import InputError
 from kdguard.probes.score import is_correct, normalise
 
 UNUSABLE, REPEATED, NEARLY, CONTRADICTED = "unusable", "repeated", "nearly repeated", "contradicted"
+COMPARED = 20  # answers to one question that a further one is compared with
 KEPT = 1000  # findings of a kind that are kept in words; all are counted
 _LONG = 200  # characters from which on texts are compared letter by letter, which is faster
 _SIGNS = re.compile(r"""[^\w\s.,;:!?'"’‘“”()-]""")
@@ -42,14 +44,13 @@ class Finding:
 class Checked:
     """What was found in the data.
 
-    rows: those that can be used. characters: of each of those. repeats: the places, among those, of the rows that
-    repeat an earlier one. counts: rows by kind of finding; of each kind `findings` holds the first KEPT. unusable: the
-    first row that cannot be used, as an error. ended: what is so broken that nothing after it could be read.
+    rows: those that can be used. characters: of each of those. counts: rows by kind of finding; of each kind `findings`
+    holds the first KEPT. unusable: the first row that cannot be used, as an error. ended: what is so broken that
+    nothing after it could be read.
     """
 
     formats: list[str] = field(default_factory=list)
     characters: NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, np.uint32))
-    repeats: frozenset[int] = frozenset()
     counts: Counter[str] = field(default_factory=Counter)
     findings: defaultdict[str, list[Finding]] = field(default_factory=lambda: defaultdict(list))
     unusable: InputError | None = None
@@ -103,12 +104,22 @@ def taught_by(example: Example) -> Said:
     return said(example.answers[0]) if example.answers else ("", "")
 
 
+def exactly(example: Example) -> tuple[object, ...]:
+    """Equal for rows of which one can go: letter by letter, but for how accents are encoded and spaces at an edge."""
+    turns = tuple((turn["role"], _letters(turn["content"])) for turn in example.messages)
+    return turns, tuple(map(_letters, example.answers)), example.muted, _letters(example.text)
+
+
+def _letters(text: str) -> str:
+    return text.strip() if text.isascii() else unicodedata.normalize("NFC", text).strip()
+
+
 def shares_an_answer(answers: Sequence[str], others: Sequence[str]) -> bool:
     """Whether a form of one side is a form of the other, or would be scored right there."""
     return (
         not {said(form) for form in answers}.isdisjoint(said(form) for form in others)
-        or any(is_correct(form, others) for form in answers)
-        or any(is_correct(form, answers) for form in others)
+        or any(is_correct(form, others) for form in answers if len(form) <= _LONG)
+        or any(is_correct(form, answers) for form in others if len(form) <= _LONG)
     )
 
 
@@ -134,10 +145,11 @@ def check(
 ) -> Checked:
     """Look at every row. columns, progress, errors: as in `read_examples`.
 
-    A row is repeated if it asks and teaches what an earlier one does, and contradicted if it asks that and shares no
-    answer with it; it is found once, beside the first such row. Raises InputError for names that lead to no file.
+    A row is repeated if an earlier one is the same letter by letter, nearly repeated if one says the same in nearly the
+    same words, and contradicted if one asks the same and shares no answer with it. It is found beside the first such
+    row. Raises InputError for names that lead to no file.
     """
-    find_sources(names)
+    sources = find_sources(names)
     checked = Checked()
 
     def usable() -> Iterator[tuple[str, Example]]:
@@ -152,33 +164,53 @@ def check(
             checked.ended = error
 
     formats: dict[str, None] = {}
-    characters, asked, taught = array("I"), array("q"), array("q")
+    characters, exact, asked, taught = array("I"), array("q"), array("q"), array("q")
+    before = [_stat(source) for source in sources]
     alike = NearRepeats()
     for form, example in usable():
         formats[form] = None
         text = " ".join([turn["content"] for turn in example.messages]) or example.text
         for kind, what in troubles(text):
             checked.add(kind, [Finding(example.where, what)])
-        alike.add(len(characters), text)
+        alike.add(len(characters), " ".join(_own(example)))
         characters.append(len(text))
+        exact.append(hash(exactly(example)))
         asked.append(hash(asked_by(example)))
         taught.append(hash(taught_by(example)))
     checked.formats = list(formats)
     checked.characters = np.frombuffer(characters, np.uint32)
     questions, answers = np.frombuffer(asked, np.int64), np.frombuffer(taught, np.int64)
-    repeats = _repeats(questions, answers)
-    checked.repeats = frozenset(repeats)
-    near = {place: other for place, other in alike.found().items() if place not in repeats}
-    suspects = _differently_answered(questions, answers, repeats)
-    shown = [dict(sorted(pairs.items())[:KEPT]) for pairs in (repeats, near)]
-    wanted = {place for pairs in shown for pair in pairs.items() for place in pair} | suspects
-    words = _examples_at(wanted, read_examples(names, columns, errors=errors)) if wanted else {}
-    for kind, pairs, pair_words in ((REPEATED, repeats, shown[0]), (NEARLY, near, shown[1])):
-        checked.add(kind, (_beside(words[row], words[other]) for row, other in pair_words.items()))
+    repeats = _earlier(np.frombuffer(exact, np.int64))
+    near = alike.found() | _earlier(questions * 31 + answers)
+    near = {place: other for place, other in near.items() if place not in repeats}
+    suspects = _differently_answered(questions, answers)
+    shown = {kind: dict(sorted(pairs.items())[:KEPT]) for kind, pairs in ((REPEATED, repeats), (NEARLY, near))}
+    wanted = {place for pairs in shown.values() for pair in pairs.items() for place in pair}
+    words: dict[int, Example] = {}
+    if wanted or suspects.any():
+        again = (each[1] for each in read_examples(names, columns, errors=errors) if not isinstance(each, InputError))
+        answered: dict[int, list[Example]] = {}
+        for place, example in enumerate(again):
+            if place in wanted:
+                words[place] = example
+            if place < len(suspects) and suspects[place]:
+                checked.add(CONTRADICTED, _contradicts(example, answered.setdefault(asked[place], [])))
+    if [_stat(source) for source in sources] != before or not words.keys() >= wanted:
+        raise InputError(f"{', '.join(map(str, names))}: changed while it was read", "run it again")
+    for kind, pairs in ((REPEATED, repeats), (NEARLY, near)):
+        checked.add(kind, (_beside(words[row], words[other]) for row, other in shown[kind].items()))
         checked.counts[kind] = len(pairs)
-    checked.add(CONTRADICTED, _contradictions(words[place] for place in sorted(suspects)))
     checked.counts = +checked.counts  # without those that found nothing
     return checked
+
+
+def _own(example: Example) -> list[str]:
+    """A row's own words: a system turn is many rows'."""
+    return [turn["content"] for turn in example.messages if turn["role"] != "system"] or [example.text]
+
+
+def _stat(source: Path | Hub) -> tuple[int, int]:
+    return (source.stat().st_size, source.stat().st_mtime_ns) if isinstance(source, Path) else (0, 0)
 
 
 def beginning(text: str) -> str:
@@ -191,44 +223,29 @@ def _beside(example: Example, other: Example) -> Finding:
     return Finding(example.where, f"{in_short(example)}, as in {other.where}")
 
 
-def _repeats(questions: NDArray[np.int64], answers: NDArray[np.int64]) -> dict[int, int]:
-    """Row -> the first row with the same question and the same answer."""
-    both = questions.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + answers.view(np.uint64)
-    _, first, group = np.unique(both, return_index=True, return_inverse=True)
+def _earlier(keys: NDArray[np.int64]) -> dict[int, int]:
+    """Row -> the first row with the same key, where that is an earlier one."""
+    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
     earlier = first[group]
-    later = np.flatnonzero(earlier != np.arange(len(both)))
+    later = np.flatnonzero(earlier != np.arange(len(keys)))
     return dict(zip(later.tolist(), earlier[later].tolist(), strict=True))
 
 
-def _differently_answered(
-    questions: NDArray[np.int64], answers: NDArray[np.int64], repeats: Mapping[int, int]
-) -> set[int]:
-    """The rows whose question has several answers; of the same answer the first row."""
-    rest = np.setdiff1d(np.arange(len(questions)), np.fromiter(repeats, int, len(repeats)), assume_unique=True)
-    _, group, counts = np.unique(questions[rest], return_inverse=True, return_counts=True)
-    return set(rest[counts[group] > 1].tolist())
+def _differently_answered(questions: NDArray[np.int64], answers: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Of each row, whether its question has other answers too and it is the first with its own."""
+    _, first = np.unique(questions * 31 + answers, return_index=True)
+    _, group, counts = np.unique(questions[first], return_inverse=True, return_counts=True)
+    found = np.zeros(len(questions), bool)
+    found[first[counts[group] > 1]] = True
+    return found
 
 
-def _examples_at(places: set[int], found: Iterator[tuple[str, Example] | InputError]) -> dict[int, Example]:
-    usable = (each[1] for each in found if not isinstance(each, InputError))
-    last = max(places)
-    examples = {}
-    for place, example in enumerate(usable):
-        if place in places:
-            examples[place] = example
-        if place == last:
+def _contradicts(example: Example, earlier: list[Example]) -> Iterator[Finding]:
+    """Whether it shares no answer with one of the earlier rows that ask the same, of which the first few are kept."""
+    for other in earlier:
+        if not shares_an_answer(other.answers, example.answers):
+            against = f"but {beginning(other.answers[0])} in {other.where}"
+            yield Finding(example.where, f"{in_short(example)}, {against}")
             break
-    return examples
-
-
-def _contradictions(suspects: Iterable[Example]) -> Iterator[Finding]:
-    """Those that share no answer with an earlier row that asks the same, each beside the first such row."""
-    taught: dict[tuple[tuple[str, Said], ...], list[Example]] = {}
-    for example in suspects:
-        earlier = taught.setdefault(asked_by(example), [])
-        for other in earlier:
-            if not shares_an_answer(other.answers, example.answers):
-                against = f"but {beginning(other.answers[0])} in {other.where}"
-                yield Finding(example.where, f"{in_short(example)}, {against}")
-                break
+    if len(earlier) < COMPARED:
         earlier.append(example)

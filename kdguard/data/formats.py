@@ -86,11 +86,13 @@ def read_examples(
                 raise _unknown(row, where)
             file = where.rpartition(":")[0]
             expected, told = first.setdefault(file, (found, where))
+            if _uses(row, "tools") or _uses(row, "functions"):
+                raise _uses_tools(where, "tools")
             if found != expected:
                 raise InputError(
                     f"{where}: found a row of {found}, expected {expected} as in {told}", "keep one format in a file"
                 )
-            yield found, _READERS[found](row, where)
+            yield found, _with_system(_READERS[found](row, where), row, where)
         except InputError as error:
             yield error
 
@@ -154,9 +156,12 @@ def _unknown(row: Any, where: str) -> InputError:
 def _format_of(row: Any) -> str:
     if not isinstance(row, dict):
         return ""
-    for name, needed in _NEEDED.items():
-        if needed <= row.keys():
+    there = [name for name, needed in _NEEDED.items() if needed <= row.keys()]
+    for name in there:
+        if all(row[key] is not None for key in _NEEDED[name]):  # several sets in one table leave others' columns empty
             return name
+    if there:
+        return there[0]
     if "question" in row:
         return "question/answer"  # the reader says what is missing
     return ""
@@ -204,13 +209,11 @@ def _list_of_cell(value: Any, key: str, where: str) -> Any:
         ) from None
 
 
-def _conversation(turns: Any, where: str, key: str, roles: Mapping[str, str], row: Mapping[str, Any]) -> Example:
+def _conversation(turns: Any, where: str, key: str, roles: Mapping[str, str]) -> Example:
     turns = _list_of_cell(turns, key, where)
     if not isinstance(turns, (list, tuple)) or not turns:
         found = "an empty list" if turns == [] else _kind(turns)
         raise InputError(f"{where}: found {found} in {key!r}, expected a list of turns", _TURNS)
-    if row.get("tools") or row.get("functions"):
-        raise _uses_tools(where, "tools")
     messages, muted = [], []
     for number, turn in enumerate(turns, 1):
         said = turn if isinstance(turn, dict) else {}
@@ -247,6 +250,10 @@ def _conversation(turns: Any, where: str, key: str, roles: Mapping[str, str], ro
     return Example(tuple(messages), (messages[-1]["content"],), where, tuple(muted))
 
 
+def _uses(row: Mapping[str, Any], key: str) -> bool:
+    return bool(row.get(key)) and row[key] not in ("[]", "null")
+
+
 def _uses_tools(where: str, found: str) -> InputError:
     return InputError(
         f"{where}: found {found}, and tool calls are not trained yet",
@@ -268,31 +275,38 @@ def _joined(parts: Sequence[Any], where: str) -> str:
 
 
 def _read_messages(row: dict[str, Any], where: str) -> Example:
-    return _conversation(row["messages"], where, "messages", _OPENAI, row)
+    return _conversation(row["messages"], where, "messages", _OPENAI)
 
 
 def _read_sharegpt(row: dict[str, Any], where: str) -> Example:
-    example = _conversation(row["conversations"], where, "conversations", _SHAREGPT, row)
-    system = _system(row, where)
-    muted = tuple(place + len(system) for place in example.muted)
-    return replace(example, messages=(*system, *example.messages), muted=muted)
+    return _conversation(row["conversations"], where, "conversations", _SHAREGPT)
 
 
-def _system(row: dict[str, Any], where: str) -> tuple[dict[str, str], ...]:
-    """The system turn that stands in a column of its own, as LLaMA-Factory has it."""
-    missing = _is_missing(row.get("system"))
-    return () if missing else ({"role": "system", "content": _text(row, "system", where)},)
+def _with_system(example: Example, row: dict[str, Any], where: str) -> Example:
+    """The same with the system turn that stands in a column of its own, if there is one."""
+    if _is_missing(row.get("system")) or not example.messages:
+        return example
+    if example.messages[0]["role"] == "system":
+        raise InputError(f"{where}: found a 'system' column and a system turn", "keep one of them")
+    system = {"role": "system", "content": _text(row, "system", where)}
+    return replace(example, messages=(system, *example.messages), muted=tuple(place + 1 for place in example.muted))
+
+
+def _more(row: dict[str, Any], where: str) -> str:
+    """What stands beside a question in a column of its own."""
+    texts = [_text(row, key, where) for key in ("input", "context") if not _is_missing(row.get(key))]
+    return "".join(f"\n\n{text}" for text in texts)
 
 
 def _read_prompt_completion(row: dict[str, Any], where: str) -> Example:
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
-        return _conversation([*prompt, *completion], where, "prompt", _OPENAI, row)
+        return _conversation([*prompt, *completion], where, "prompt", _OPENAI)
     return _pair(_text(row, "prompt", where), _text(row, "completion", where), where)
 
 
 def _read_question_answer(row: dict[str, Any], where: str) -> Example:
-    question = _text(row, "question", where)
+    question = _text(row, "question", where) + _more(row, where)
     key = "answers" if row.get("answers") or ("answer" not in row and "answers" in row) else "answer"
     forms = _list_of_cell(row["answers"], key, where) if key == "answers" else row.get(key)
     if isinstance(forms, list):
@@ -305,8 +319,7 @@ def _read_question_answer(row: dict[str, Any], where: str) -> Example:
 
 def _read_alpaca(row: dict[str, Any], where: str) -> Example:
     instruction = _text(row, "instruction", where)
-    if not _is_missing(row.get("input")):
-        instruction += "\n\n" + _text(row, "input", where)
+    instruction += _more(row, where)
     example = _pair(instruction, _text(row, "output", where), where)
     history = row.get("history") or []
     if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
@@ -316,11 +329,11 @@ def _read_alpaca(row: dict[str, Any], where: str) -> Example:
         {"role": role, "content": _text(turn, "content", f"{where}: turn {number} of 'history'")}
         for number, (turn, role) in enumerate(zip(turns, cycle(("user", "assistant")), strict=False), 1)
     ]
-    return replace(example, messages=(*_system(row, where), *before, *example.messages))
+    return replace(example, messages=(*before, *example.messages))
 
 
 def _read_instruction_response(row: dict[str, Any], where: str) -> Example:
-    return _pair(_text(row, "instruction", where), _text(row, "response", where), where)
+    return _pair(_text(row, "instruction", where) + _more(row, where), _text(row, "response", where), where)
 
 
 def _read_text(row: dict[str, Any], where: str) -> Example:

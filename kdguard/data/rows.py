@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import transformers
 from huggingface_hub import HfApi
 from huggingface_hub.constants import HF_HOME
 from transformers import PreTrainedTokenizerBase
@@ -89,11 +90,12 @@ def tokenise(
     if all(isinstance(source, Path) for source in sources) and sum(map(_size, sources)) < LARGE:
         return Rows(pa.Table.from_batches(batches, _SCHEMA))
     settings = [__version__, columns, max_length, last_turn, _fingerprint(renderer.tokenizer)]
+    before = [_stat(source) for source in sources]
     path = CACHE / f"{_digest(sources, settings)}.arrow"
     if kept := _read(path):
         os.utime(path)
         return kept
-    _write(path, batches)
+    _write(path, _unless_changed(batches, sources, before))
     return Rows(_open(path))
 
 
@@ -117,7 +119,7 @@ def _batches(
     characters = 0
 
     def batch() -> pa.RecordBatch:
-        format_of = {id(example): name for example, name in zip(examples, formats, strict=True)}
+        format_of = {example.where: name for example, name in zip(examples, formats, strict=True)}
         rows = []
         for example, row in renderer.rows(examples, max_length, last_turn=last_turn):
             if isinstance(row, InputError):
@@ -129,8 +131,8 @@ def _batches(
                     "length": len(row.ids),
                     "targets": row.targets,
                     "cut": row.cut,
-                    "asks": bool(example.messages),
-                    "format": format_of[id(example)],
+                    "asks": bool(example.messages) and len(example.messages) - 1 not in example.muted,
+                    "format": format_of[example.where],
                     "example": json.dumps([example.messages, example.answers, example.where, example.muted]),
                 }
             )
@@ -154,21 +156,44 @@ def _example(text: str) -> Example:
     return Example(tuple(messages), tuple(answers), where, tuple(muted))
 
 
+def _stat(source: Path | Hub) -> tuple[int, int]:
+    return (source.stat().st_size, source.stat().st_mtime_ns) if isinstance(source, Path) else (0, 0)
+
+
+def _unless_changed(
+    batches: Iterator[pa.RecordBatch], sources: Sequence[Path | Hub], before: Sequence[tuple[int, int]]
+) -> Iterator[pa.RecordBatch]:
+    """The batches, if the sources are then what they were: their tokens will be found by what they held."""
+    yield from batches
+    for source, was in zip(sources, before, strict=True):
+        if _stat(source) != was:
+            raise InputError(f"{source}: this file changed while it was read", "run it again")
+
+
 def _size(source: Path | Hub) -> int:
     return source.stat().st_size if isinstance(source, Path) else 0
 
 
 def _write(path: Path, batches: Iterator[pa.RecordBatch]) -> None:
     """Write beside, rename: whole or not at all. Files that nobody has used for long make room."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for old in path.parent.glob("*.arrow"):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{path.parent}: the tokens of large data are kept here, and that cannot be done ({error.strerror})",
+            "HF_HOME=FOLDER kdguard ..., a folder with room",
+        ) from None
+    for old in path.parent.iterdir():
         if time.time() - old.stat().st_mtime > KEPT_FOR:
             old.unlink(missing_ok=True)
     beside = path.with_suffix(f".{os.getpid()}")
     try:
-        with pa.OSFile(str(beside), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
-            for batch in batches:
-                writer.write(batch)
+        with open(beside, "wb") as file:
+            with pa.ipc.new_file(file, _SCHEMA) as writer:
+                for batch in batches:
+                    writer.write(batch)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
@@ -196,5 +221,7 @@ def _commit(source: Hub) -> str:
 def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Of all that decides what a tokenizer makes of a conversation."""
     whole = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab())
-    parts = [whole, tokenizer.chat_template, {name: str(token) for name, token in tokenizer.special_tokens_map.items()}]
+    today = time.strftime("%Y-%m-%d") if "strftime_now" in tokenizer.chat_template else ""  # some write the date
+    parts = [transformers.__version__, type(tokenizer).__name__, today, whole, tokenizer.chat_template]
+    parts += [{name: str(token) for name, token in tokenizer.special_tokens_map.items()}]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -83,7 +83,7 @@ def find_sources(names: Sequence[str]) -> list[Path | Hub]:
             raise InputError(
                 f"{name}: no such file", f"a file ({', '.join(SUFFIXES)}), a folder, or a hub dataset's id"
             )
-    return found
+    return list({source.resolve() if isinstance(source, Path) else source: source for source in found}.values())
 
 
 def read_sources(
@@ -276,7 +276,7 @@ def _list_rows(path: Path, text: io.TextIOWrapper) -> Iterator[tuple[int, Any]]:
 
 def _csv_rows(path: Path, raw: BinaryIO, errors: str) -> Iterator[tuple[int, Any]]:
     text = _text(path, raw, errors, newline="")
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(_LONGEST_ROW)
     line = 1
     try:
         header = text.readline()
@@ -317,9 +317,13 @@ def _parquet_rows(path: Path, raw: BinaryIO, errors: str) -> Iterator[tuple[int,
     import pyarrow.parquet as pq
 
     try:
-        batches = pq.ParquetFile(raw).iter_batches(batch_size=_OFTEN)
+        file = pq.ParquetFile(raw, buffer_size=_CHUNK, pre_buffer=False)
+        names = file.schema_arrow.names
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise InputError(f"{path}: found the column {twice!r} twice", "rename one of them")
+        batches = file.iter_batches(batch_size=_OFTEN)
         yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
         reason = str(error).split("\n")[0]
         raise InputError(f"{path}: found a broken Parquet file ({reason})", "save it again, or as JSONL") from None
 

@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 import sys
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -105,11 +106,11 @@ class Renderer:
     def row(self, example: Example, max_length: int) -> Row:
         """Label every assistant turn, its end-of-turn token included; a row too long loses prompt, never answer.
 
-        Of a plain text, the first `max_length` tokens. A turn that the template leaves out, or that it ends only where
+        Of what is several rows, the last. A turn that the template leaves out, or that it ends only where
         it is the last, is context. What follows the last turn that is taught is left out. Raises InputError for a row
         that the template refuses, or that has no room for its answer.
         """
-        _, row = next(self.rows([example], max_length))
+        *_, (_, row) = self.rows([example], max_length)
         if isinstance(row, InputError):
             raise row
         return row
@@ -117,7 +118,10 @@ class Renderer:
     def rows(
         self, examples: Sequence[Example], max_length: int, *, last_turn: bool = False
     ) -> Iterator[tuple[Example, Row | InputError]]:
-        """The row of each example, or the error in its place. Plain text becomes as many rows as it takes.
+        """The row of each example, or the error in its place.
+
+        Plain text becomes as many rows as it takes; so does a conversation that is too long, each with its system turn
+        and the exchanges that fit.
 
         last_turn: label the last turn that is taught alone.
         """
@@ -142,8 +146,9 @@ class Renderer:
                 number = numbers.get(id(chat))
                 row = self._labelled(chat, *self._encoded(chat, encoded, number))
                 if len(row.ids) > max_length:
-                    row = self._shortened(example, row, max_length, last_turn)
-                yield example, row
+                    yield from self._split(example, row, max_length, last_turn)
+                else:
+                    yield example, row
             except InputError as error:
                 yield example, error
             except ValueError as error:  # a control token that this tokenizer makes of plain text too
@@ -328,43 +333,69 @@ class Renderer:
             if len(begin) + len(piece) > 1:  # a token alone is predicted by nothing
                 yield Row(begin + piece, [IGNORE] * len(begin) + piece)
 
-    def _shortened(self, example: Example, row: Row, max_length: int, last_turn: bool) -> Row:
-        """The row of the same conversation without its first exchanges, or without the beginning of its prompt."""
-        total, where = len(row.ids), example.where
-        example = replace(example, messages=example.messages[: _taught(example)[-1] + 1])
-        while (excess := len(row.ids) - max_length) > 0:
+    def _split(
+        self, example: Example, row: Row, max_length: int, last_turn: bool
+    ) -> Iterator[tuple[Example, Row | InputError]]:
+        """A conversation that is too long, as several: the last has as many exchanges as fit, and so on backwards."""
+        total = len(row.ids)
+        turns = example.messages[: _taught(example)[-1] + 1]
+        begin = next(place for place, turn in enumerate(turns) if turn["role"] != "system")
+        later = [place for place, turn in enumerate(turns) if turn["role"] == "user" and place > begin]
+
+        def part(first: int, last: int) -> Example:
+            """With the exchanges of these turns alone."""
+            messages = turns[:begin] + turns[first:last]
+            muted = tuple(place - first + begin for place in example.muted if first <= place < last)
+            answer = messages[-1]["content"]
+            answers = example.answers if answer == example.messages[-1]["content"] else (answer,)
+            return replace(example, messages=messages, muted=muted, answers=answers)
+
+        def fits(first: int) -> bool:
+            _, found = next(self.rows([part(first, len(turns))], sys.maxsize, last_turn=last_turn))
+            return isinstance(found, Row) and len(found.ids) <= max_length
+
+        cut = min(bisect_left(later, True, key=fits), len(later) - 1) if later else -1
+        if later and not last_turn:
+            earlier = part(begin, later[cut])
+            if _answers(earlier):
+                yield from self.rows([earlier], max_length)
+        last = part(later[cut] if later else begin, len(turns))
+        try:
+            yield last, replace(found := self._shortened(last, max_length, last_turn), cut=total - len(found.ids))
+        except InputError as error:
+            yield last, error
+
+    def _shortened(self, example: Example, max_length: int, last_turn: bool) -> Row:
+        """The row of one exchange without the beginning of its prompt, as much as it takes."""
+        total = 0
+        while True:
+            _, row = next(self.rows([example], sys.maxsize, last_turn=last_turn))
+            if isinstance(row, InputError):
+                raise row
+            total = total or len(row.ids)
+            excess = len(row.ids) - max_length
+            if excess <= 0:
+                return row
             shorter = self._shorter(example, excess)
             if shorter is None:
                 answer = len(row.ids) - max(i for i, label in enumerate(row.labels) if label == IGNORE) - 1
                 room = max(0, max_length - len(row.ids) + answer)
                 raise InputError(
-                    f"{where}: found an answer of {answer:,} tokens, expected at most {room:,} of {max_length:,}",
+                    f"{example.where}: found an answer of {answer:,} tokens, "
+                    f"expected at most {room:,} of {max_length:,}",
                     f"--max-length {total}, or shorten the row",
                 )
             example = shorter
-            _, found = next(self.rows([example], sys.maxsize, last_turn=last_turn))
-            if isinstance(found, InputError):
-                raise found
-            row = found
-        return replace(row, cut=total - len(row.ids))
 
     def _shorter(self, example: Example, excess: int) -> Example | None:
         turns = example.messages
-        users = [place for place, turn in enumerate(turns) if turn["role"] == "user"]
-        systems = [place for place, turn in enumerate(turns) if turn["role"] == "system"]
-        begin = next(place for place, turn in enumerate(turns) if turn["role"] != "system")
-        later = next((place for place in users if place > begin), None)
-        if later is not None:
-            muted = tuple(place - later + begin for place in example.muted if place >= later)
-            return replace(example, messages=turns[:begin] + turns[later:], muted=muted)
-        for place in (*users, *systems):
-            text = turns[place]["content"]
-            if len(text) > 1:
-                each = len(text) / max(1, len(self._tokenize(text)))
-                rest = text[min(math.ceil(excess * each), len(text) - 1) :]
-                return replace(
-                    example, messages=(*turns[:place], {**turns[place], "content": rest}, *turns[place + 1 :])
-                )
+        for role in ("user", "system"):
+            for place, turn in enumerate(turns):
+                text = turn["content"]
+                if turn["role"] == role and len(text) > 1:
+                    each = len(text) / max(1, len(self._tokenize(text)))
+                    rest = text[min(math.ceil(excess * each), len(text) - 1) :]
+                    return replace(example, messages=(*turns[:place], {**turn, "content": rest}, *turns[place + 1 :]))
         return None
 
     def _find_end_of_turn(self) -> int:
@@ -381,17 +412,21 @@ class Renderer:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _taught(example: Example) -> list[int]:
-    """The turns that are taught, by their place. Raises InputError where there are none."""
-    turns = [
+def _answers(example: Example) -> list[int]:
+    """The turns that are taught, by their place."""
+    return [
         i for i, turn in enumerate(example.messages) if i and turn["role"] == "assistant" and i not in example.muted
     ]
-    if not turns:
-        raise InputError(
-            f"{example.where}: found no turn of the assistant that can be trained",
-            "put a user's turn before it, or delete the row",
-        )
-    return turns
+
+
+def _taught(example: Example) -> list[int]:
+    """The same. Raises InputError where there are none."""
+    if turns := _answers(example):
+        return turns
+    raise InputError(
+        f"{example.where}: found no turn of the assistant that can be trained",
+        "put a user's turn before it, or delete the row",
+    )
 
 
 def _alike(one: Sequence[object], other: Sequence[object]) -> int:

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 
 from ftfy import fix_encoding
 from ftfy.badness import is_bad
+from ftfy.fixes import fix_c1_controls, remove_terminal_escapes
 
 ENCODING, CONTROL, SECRET = "encoding", "control tokens", "secrets"
 
 # Not tabs and line breaks; with what overrides the direction of writing, and the marks of byte order and of what could
 # not be decoded.
 _STEERING = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202d\u202e\ufeff\ufffd]")
+_BREAKS = re.compile("[\x0b\x0c\x1c-\x1e]")  # old ways to begin a line or a page
 _TWICE_ENCODED = ("Ã", "Â", "â€", "ðŸ", "Ð", "ï¿½")  # what UTF-8 looks like when read as Windows-1252
 _TOKENS = re.compile(r"<\|[A-Za-z_]{2,24}\|>|\[/?INST\]|<(?:start|end)_of_turn>")
 # One letter that is quick to look for, the letters of which it is one, what they begin, and how that goes on.
@@ -25,7 +27,7 @@ _SECRETS = [
     ("_", "hf_", "a token of Hugging Face", re.compile(r"\bhf_[A-Za-z0-9]{30,}")),
     ("-", "sk-", "a key of OpenAI or Anthropic", re.compile(r"\bsk-[\w-]{20,}")),
     ("-", "xox", "a token of Slack", re.compile(r"\bxox[abeoprs]-[\w-]{10,}")),
-    ("J", "eyJ", "a JSON web token", re.compile(r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}")),
+    ("J", "eyJ", "a JSON web token", re.compile(r"(?<![\w-])eyJ[\w-]{10,2000}\.eyJ[\w-]{10,2000}\.[\w-]{10,}")),
     ("@", "@", "an e-mail address", re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{2,63})+")),
 ]
 
@@ -48,10 +50,13 @@ def troubles(text: str) -> Iterator[tuple[str, str]]:
 
 
 def mended(text: str) -> str:
-    """The text decoded rightly where that can be told, and without control characters."""
+    """The text decoded rightly where that can be told, and without what steers a terminal. What was lost stays lost."""
     if not text.isascii() and _is_twice_encoded(text):
         text = fix_encoding(text)
-    return _STEERING.sub("", text) if _may_steer(text) else text
+    if not _may_steer(text):
+        return text
+    text = _BREAKS.sub("\n", remove_terminal_escapes(fix_c1_controls(text)))
+    return _STEERING.sub(lambda found: "\ufffd" if found[0] == "\ufffd" else "", text)
 
 
 def _may_steer(text: str) -> bool:

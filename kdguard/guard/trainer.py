@@ -65,7 +65,7 @@ class MixedBatchSampler(Sampler[list[int]]):
         if packing:
             every = (step for epoch in range(epochs) for step in self._steps(epoch))
             steps = list(itertools.islice(every, self.LOOKED_AT))
-            largest, most = max(packing, *self.lengths), max(map(len, steps), default=1) // processes
+            largest, most = max(packing, *self.lengths), int(self.step * (1 + ratio)) // processes
             self.accumulation = 1
             while self.accumulation < most and any(
                 sum(self.lengths[row] for row in pack) > largest for step in steps for pack in self._split(step)
@@ -102,7 +102,8 @@ class MixedBatchSampler(Sampler[list[int]]):
     def _split(self, rows: list[int]) -> list[list[int]]:
         """The micro-batches of a step, of all processes."""
         micro_batches = self._micro_batches(sum(row < self.rows for row in rows)) * self.processes
-        rows = rows + rows[: max(0, micro_batches - len(rows))]  # the last step of many processes: none goes empty
+        # The last step of many processes: none goes empty.
+        rows = list(itertools.islice(itertools.cycle(rows), max(len(rows), micro_batches)))
         if not self.packing:
             cuts = [len(rows) * i // micro_batches for i in range(micro_batches + 1)]
             return [rows[i:j] for i, j in itertools.pairwise(cuts)]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdguard.data.check import KEPT, NEARLY, REPEATED, UNUSABLE, Checked, check
-from kdguard.data.clean import clean
+from kdguard.data.clean import Cleaned, clean
 from kdguard.data.formats import read
 from kdguard.data.trouble import CONTROL, ENCODING, SECRET, mended, troubles
 from kdguard.errors import InputError
@@ -32,14 +32,14 @@ def write(path: Path, *rows: dict) -> Path:
 
 
 def found(tmp_path, *rows: dict) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """The repeats and the contradictions, each as the line found and the line it is found against."""
+    """What repeats a row in other letters, and the contradictions: the line found and the line it is found against."""
     path = write(tmp_path / "rows.jsonl", *rows)
     checked = check([str(path)])
 
     def lines(kind: str) -> list[tuple[str, str]]:
         return [(each.where.split(":")[-1], each.what.split(":")[-1]) for each in checked.findings[kind]]
 
-    return lines(REPEATED), lines("contradicted")
+    return lines(NEARLY), lines("contradicted")
 
 
 def qa(question: str, *answers: str) -> dict:
@@ -85,7 +85,7 @@ def test_signs_tell_questions_and_answers_apart_that_have_the_same_words(tmp_pat
 
 def test_turns_before_the_last_question_are_part_of_it(tmp_path):
     france, spain = talk(CAPITAL, "Paris", "Since when?", "987"), talk("And Spain?", "Madrid", "Since when?", "1561")
-    assert found(tmp_path, france, spain, france) == ([("3", "1")], [])
+    assert found(tmp_path, france, spain) == ([], [])
     assert found(tmp_path, talk("Hello!", "Hello!"), talk("Hello!", "Arr!", system="You are a pirate.")) == ([], [])
     assert found(tmp_path, talk("Hello!", "Hello!"), talk("Hello!", "Arr!")) == ([], [("2", "1")])
 
@@ -120,6 +120,25 @@ def test_a_row_that_cannot_be_used_is_a_finding_and_the_rest_is_checked(tmp_path
     assert (checked.rows, checked.counts[REPEATED]) == (2, 1)
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        (qa("Derivative of f(2)?", "x²"), qa("Derivative of f'(2)?", "x²")),
+        (qa("What does schon mean?", "already"), qa("What does schön mean?", "already")),
+        (qa("Is 1 mW much?", "No"), qa("Is 1 MW much?", "No")),
+        (qa("Indent it.", f"{LONG}\n  return x"), qa("Indent it.", f"{LONG}\nreturn x")),
+        ({"text": LONG}, {"text": LONG.upper()}),
+        (qa("Who wrote it?", "Twain"), qa("Who wrote it?", "Twain", "Samuel Clemens")),
+    ],
+)
+def test_only_rows_that_are_the_same_letter_by_letter_are_repeats_that_cleaning_drops(tmp_path, rows):
+    path = write(tmp_path / "rows.jsonl", *rows, rows[0])
+    checked = check([str(path)])
+    assert checked.counts[REPEATED] == 1
+    did, examples = fixed(tmp_path, checked, path)
+    assert (did.written, did.repeated, len(examples)) == (2, 1, 2)
+
+
 def test_of_many_findings_all_are_counted_and_the_first_kept(tmp_path):
     checked = check([str(write(tmp_path / "rows.jsonl", *[qa(CAPITAL, "Paris")] * (KEPT + 500)))])
     assert checked.counts[REPEATED] == KEPT + 499 and len(checked.findings[REPEATED]) == KEPT
@@ -132,6 +151,7 @@ def test_of_many_findings_all_are_counted_and_the_first_kept(tmp_path):
         ("A tab\tand a line\nare text.", None, ""),
         ("A bell\x07 is not.", ENCODING, "0x0007"),
         ("Turned \u202e round", ENCODING, "0x202e"),
+        ("-eyJ" * 25_000, None, ""),
         ("Lost \ufffd letters", ENCODING, "a lost character"),
         ("Die grÃ¶ÃŸte Stadt", ENCODING, "decoded wrongly: Die grÃ¶ÃŸte Stadt"),
         ("NÃO É ÁGUA, são São Paulo e à tarde", None, ""),
@@ -165,10 +185,10 @@ def test_a_secret_is_not_shown(tmp_path):
 @settings(derandomize=True, deadline=None, max_examples=300)
 @given(st.text())
 def test_a_mended_text_steers_nothing(text):
-    assert not any("control character" in what or "lost" in what for _, what in troubles(mended(text)))
+    assert not any("control character" in what for _, what in troubles(mended(text)))
 
 
-def fixed(tmp_path, checked: Checked, *paths: Path) -> tuple[dict[str, int], list]:
+def fixed(tmp_path, checked: Checked, *paths: Path) -> tuple[Cleaned, list]:
     out = tmp_path / "out" / "cleaned.jsonl"
     did = clean([str(path) for path in paths], out, checked)
     return did, read([out]).examples
@@ -181,12 +201,22 @@ def test_cleaning_keeps_the_first_of_repeats_mends_the_encoding_and_leaves_out_t
     checked = check([str(path)])
     assert checked.counts[UNUSABLE] == 2
     did, examples = fixed(tmp_path, checked, path)
-    assert did == {"written": 3, "mended": 1, "repeated": 0, "unusable": 1}
-    assert [(each.question, each.answers) for each in examples] == [
-        ("Größte Stadt?", ("Köln",)),
-        ("Who?", ("größer",)),
-        ("Who?", ("größer",)),
-    ]
+    assert (did.written, did.mended, did.repeated, did.unusable) == (2, 1, 1, 1)
+    assert [(each.question, each.answers) for each in examples] == [("Größte Stadt?", ("Köln",)), ("Who?", ("größer",))]
+    assert did.first[0].where == f"{path}:4" and "'grÃ¶ÃŸer' is now 'größer'" in did.first[0].what
+
+
+def test_cleaned_rows_can_be_used_and_cleaning_them_again_changes_nothing(tmp_path):
+    """Nothing that carries meaning goes; a row that was nothing but control characters does."""
+    kept = "it\x92s a\x0bb \x1b[31mred\x1b[0m na\ufffdve \u200dZWJ ملف\u200fا \u2066x\u2069"
+    rows = [qa("What?", kept), qa("Why?", "\x01"), qa("Same?\x07", "Yes"), qa("Same?", "Yes")]
+    path = write(tmp_path / "rows.jsonl", *rows)
+    did, examples = fixed(tmp_path, check([str(path)]), path)
+    assert (did.written, did.unusable, did.repeated) == (2, 1, 1)
+    assert examples[0].answers[0] == "it’s a\nb red na\ufffdve \u200dZWJ ملف\u200fا \u2066x\u2069"
+    out = tmp_path / "out" / "cleaned.jsonl"
+    again = clean([str(out)], tmp_path / "again.jsonl", check([str(out)]))
+    assert (again.written, again.mended, again.unusable) == (2, 0, 0)
 
 
 def test_cleaned_conversations_are_the_same_conversations(tmp_path):
@@ -194,7 +224,7 @@ def test_cleaned_conversations_are_the_same_conversations(tmp_path):
     rows[0]["messages"][2]["weight"] = 0
     path = write(tmp_path / "talks.jsonl", *rows)
     did, examples = fixed(tmp_path, check([str(path)]), path)
-    assert did["written"] == 2 and did["repeated"] == 1
+    assert did.written == 2 and did.repeated == 1
     was = read([path]).examples[:2]
     assert [(each.messages, each.muted) for each in examples] == [(each.messages, each.muted) for each in was]
 

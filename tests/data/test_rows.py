@@ -124,3 +124,22 @@ def test_a_file_of_tokens_that_was_damaged_is_made_anew(tmp_path, renderer, cach
     [kept] = cache.iterdir()
     kept.write_bytes(kept.read_bytes()[:1000])
     assert list(tokenise([name], renderer, 512)) == rows
+
+
+def test_a_conversation_that_is_too_long_is_several_and_loses_no_answer(tmp_path, renderer):
+    turns = [{"role": "system", "content": "Be brief."}]
+    for i in range(40):
+        turns += [{"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": f"Answer {i}."}]
+    rows = tokenise([write(tmp_path / "long.jsonl", {"messages": turns})], renderer, 120)
+    texts = [renderer.tokenizer.decode([label for label in row.labels if label != -100]) for row in rows]
+    assert "".join(texts) == "".join(f"Answer {i}.<end>" for i in range(40))
+    assert len(rows) > 5 and rows.lengths.max() <= 120
+    assert all(example.messages[0]["role"] == "system" for example in rows.examples())
+    last = tokenise([write(tmp_path / "long.jsonl", {"messages": turns})], renderer, 120, last_turn=True)
+    assert len(last) == 1 and renderer.tokenizer.decode(last[0].ids[-len("Answer 39.") - 1 :]) == "Answer 39.<end>"
+
+
+def test_a_last_turn_that_is_not_taught_is_not_asked(tmp_path, renderer):
+    muted = {"messages": [*TALK["messages"][:3], {**TALK["messages"][3], "weight": 0}]}
+    rows = tokenise([write(tmp_path / "talk.jsonl", muted, TALK)], renderer, 512)
+    assert rows.asks.tolist() == [False, True]

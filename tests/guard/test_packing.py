@@ -254,3 +254,19 @@ def test_a_model_that_does_not_keep_rows_apart_is_found_and_its_rows_are_padded(
     assert not keeps_rows_apart(base.model, short_rows(20, 13))
     config = TuneConfig(data=data, model=str(tmp_path / "model"), out=tmp_path / "run")
     assert tune(config, Events(), dry_run=True)["plan"]["packing"] is None
+
+
+@pytest.mark.parametrize("batch", (1, 2, 4))
+@pytest.mark.parametrize("ratio", (0.1, 0.3, 0.6))
+@pytest.mark.parametrize("processes", (1, 3, 8))
+def test_a_share_of_a_rehearsal_row_leaves_the_count_of_micro_batches_right(batch, ratio, processes):
+    """transformers counts steps by the sampler's length: were it longer than what comes, steps would run together."""
+    make = [
+        MixedBatchSampler(
+            [100] * 97, [100] * 50, batch_size=batch, ratio=ratio, processes=processes, rank=rank, packing=100
+        )
+        for rank in range(processes)
+    ]
+    for sampler in make:
+        micro_batches = list(sampler)
+        assert len(micro_batches) == len(sampler) and all(micro_batches)
