@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from report import write
+from report import RESULTS, write
 
 FOLDER = Path(__file__).parent / ".cache" / "data"
 ODD = 1000  # rows among which there is one of each kind
@@ -99,6 +99,7 @@ def tokenise(path: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--only", choices=("check", "tokenise"), help="measure this, and keep the other's results")
     args = parser.parse_args()
     results = []
 
@@ -114,20 +115,24 @@ def main() -> None:
             flush=True,
         )
 
-    for n in args.rows:
+    for n in args.rows if args.only != "tokenise" else ():
         path = made(n)
         found = apart(lambda path=path: check(path))
         found["peak_gib"] = found["result"].pop("peak_gib")
         measured("data check", n, path.stat().st_size / 1e9, found)
     for kept in FOLDER.glob("*.arrow"):
         kept.unlink()
-    for n in args.rows:
+    for n in args.rows if args.only != "check" else ():
         usable = FOLDER / f"usable-{n}.jsonl"
         with open(made(n)) as read, open(usable, "w") as write_to:
             write_to.writelines(line for line in read if '"answer": ""' not in line)
         for name in ("tokenise", "tokenise, a second time"):
             found = apart(lambda path=usable: tokenise(path))
             measured(name, found["result"], usable.stat().st_size / 1e9, found)
+    if args.only:
+        kept_rows = json.loads((RESULTS / "data.json").read_text())["results"]
+        others = [row for row in kept_rows if args.only not in row["work"]]
+        results = others + results if args.only == "tokenise" else results + others
     write("data", results)
 
 

@@ -181,13 +181,18 @@ def data() -> str:
     return markdown("work|time|rows a second|peak memory", lines)
 
 
-def step() -> str:
+def step(name: str = "step-cpu") -> str:
     """A step with the guard over one without."""
     lines = [
         [mode, *(f"{row['over_guard_off']:.2f}" for row in sorted(mine, key=lambda row: row["checkpointing"]))]
-        for mode, mine in groups(read("step-cpu"), "mode").items()
+        for mode, mine in groups(read(name), "mode").items()
     ]
     return markdown("a step's time|without activation checkpointing|with", lines)
+
+
+def packing() -> str:
+    """A step of short rows, padded and packed, over one without the guard that pads two at a time."""
+    return step("packing-cpu")
 
 
 def loss() -> str:
@@ -207,7 +212,8 @@ def loss() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    each.__name__: each for each in (worlds, methods, interference, explain, style, budget, step, data, probing, loss)
+    each.__name__: each
+    for each in (worlds, methods, interference, explain, style, budget, step, packing, data, probing, loss)
 }
 
 

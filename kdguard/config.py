@@ -81,7 +81,9 @@ class TuneConfig(BaseModel):
         "`micro_batch_size` (here 1 by default) rows of `max_length` have",
     )
     max_length: int = Field(
-        1024, ge=16, description="longest row, in tokens; a longer one loses the beginning of its prompt, no answer"
+        1024,
+        ge=16,
+        description="longest row, in tokens; a longer conversation is several rows, a longer prompt is cut",
     )
     rank: int = Field(64, ge=1, description="LoRA rank; alpha equals it")
     quant: Literal["4bit", "8bit", "none"] = Field("4bit", description="quantisation of the base")

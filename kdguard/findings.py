@@ -27,7 +27,7 @@ def print_checked_by(out: Console, found: dict[str, Any]) -> None:
     """What `data check` found by asking the base."""
     sample = f", out of {found['questions']:,} questions" if found["asked"] < found["questions"] else ""
     share = found["known"] / max(found["asked"], 1)
-    cut = f"; {found['cut']:,} rows lose the beginning of their prompt" if found["cut"] else ""
+    cut = f"; {found['cut']:,} rows without the beginning of their conversation or prompt" if found["cut"] else ""
     figures = {
         "tokens": in_words(found["tokens"]) + cut,
         "known": f"{found['known']:,} of {found['asked']:,} asked ({share:.1%}){sample}",

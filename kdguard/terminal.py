@@ -112,7 +112,7 @@ def plan_table(plan: dict[str, Any]) -> Table:
         "data": f"{', '.join(config['data'])}: {plan['rows']:,} rows of {plan['format']}, {plan['tokens']:,} tokens, "
         f"{plan['target_tokens']:,} of them targets",
         "lengths": in_words(plan["lengths"])
-        + (f"; {plan['cut']:,} rows lost the beginning of their prompt" if plan["cut"] else ""),
+        + (f"; {plan['cut']:,} rows without the beginning of their conversation or prompt" if plan["cut"] else ""),
         "template": plan["template"],
         "training": f"{plan['steps']:,} steps of {config['batch_size']} rows, {config['epochs']} epochs, "
         f"rank {config['rank']}, learning rate {config['lr']:g}",

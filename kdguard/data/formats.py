@@ -86,13 +86,14 @@ def read_examples(
                 raise _unknown(row, where)
             file = where.rpartition(":")[0]
             expected, told = first.setdefault(file, (found, where))
-            if _uses(row, "tools") or _uses(row, "functions"):
+            if ("tools" in row or "functions" in row) and (_uses(row, "tools") or _uses(row, "functions")):
                 raise _uses_tools(where, "tools")
             if found != expected:
                 raise InputError(
                     f"{where}: found a row of {found}, expected {expected} as in {told}", "keep one format in a file"
                 )
-            yield found, _with_system(_READERS[found](row, where), row, where)
+            example = _READERS[found](row, where)
+            yield found, _with_system(example, row, where) if "system" in row else example
         except InputError as error:
             yield error
 
@@ -156,12 +157,14 @@ def _unknown(row: Any, where: str) -> InputError:
 def _format_of(row: Any) -> str:
     if not isinstance(row, dict):
         return ""
-    there = [name for name, needed in _NEEDED.items() if needed <= row.keys()]
-    for name in there:
-        if all(row[key] is not None for key in _NEEDED[name]):  # several sets in one table leave others' columns empty
-            return name
-    if there:
-        return there[0]
+    empty = ""
+    for name, needed in _NEEDED.items():
+        if needed <= row.keys():
+            if None not in [row[key] for key in needed]:
+                return name
+            empty = empty or name  # of several sets in one table, each leaves the others' columns empty
+    if empty:
+        return empty
     if "question" in row:
         return "question/answer"  # the reader says what is missing
     return ""
@@ -294,8 +297,8 @@ def _with_system(example: Example, row: dict[str, Any], where: str) -> Example:
 
 def _more(row: dict[str, Any], where: str) -> str:
     """What stands beside a question in a column of its own."""
-    texts = [_text(row, key, where) for key in ("input", "context") if not _is_missing(row.get(key))]
-    return "".join(f"\n\n{text}" for text in texts)
+    texts = [_text(row, key, where) for key in ("input", "context") if key in row and not _is_missing(row[key])]
+    return "".join([f"\n\n{text}" for text in texts])
 
 
 def _read_prompt_completion(row: dict[str, Any], where: str) -> Example:

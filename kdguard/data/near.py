@@ -1,9 +1,9 @@
 """Texts that are nearly the same, found by MinHash. No torch.
 
-A text's shingles are the 16 bytes that follow each word's beginning (each character's, in scripts without spaces) and
-every sixteenth place within words, chosen by the letters there, in lower case. Two texts are near repeats where at
-least NEAR of all their shingles are in both (Jaccard), as estimated by 64 permutations of which a byte each is kept;
-pairs are looked for where eight of those agree (banding).
+A text's shingles are the 16 bytes that follow each word's beginning (each character's, in scripts without spaces) and,
+within words of more than 32 letters, every sixteenth place, chosen by the letters there; in lower case. Two texts are
+near repeats where at least NEAR of all their shingles are in both (Jaccard), as estimated by 64 permutations of which a
+byte each is kept; pairs are looked for where eight of those agree (banding).
 
 Source: Broder 1997, "On the resemblance and containment of documents"; Leskovec, Rajaraman, Ullman, "Mining of Massive
 Datasets", chapter 3.
@@ -20,6 +20,7 @@ NEAR = 0.8
 SHORTEST = 200  # characters; in less, one other word makes another fact
 _PERMUTATIONS, _BAND = 64, 8
 _BATCH, _BATCH_CHARACTERS = 1000, 2**22  # texts that are sketched at once
+_LONG_WORD = 32  # letters
 _GAP = b" " * 16  # no shingle reaches over it
 _LETTERS = bytes(range(256)).lower().translate(bytes([32] * 33 + list(range(33, 256))))
 
@@ -34,8 +35,12 @@ def sketch(texts: Sequence[str]) -> Sketches:
     blank = buffer == 0x20
     starts = blank[:-1] & ~blank[1:]
     starts |= buffer[1:] >= 0xC0  # a letter of several bytes may be a word
-    within = buffer[1:-2] * np.uint8(31) + buffer[2:-1] * np.uint8(17) + buffer[3:] * np.uint8(13)
-    starts[:-2] |= (within % 16 == 0) & ~blank[1:-2]  # and a word may be long
+    edges = np.flatnonzero(blank)
+    for word in np.flatnonzero(np.diff(edges) > _LONG_WORD):  # base64, DNA, minified code
+        start, end = edges[word] + 1, edges[word + 1]
+        letters = buffer[start:end].astype(np.uint32)
+        chosen = (letters[:-2] * 31 + letters[1:-1] * 17 + letters[2:] * 13) % 16 == 0
+        starts[start - 1 : end - 3] |= chosen
     at = np.flatnonzero(starts) + 1
     words: NDArray[np.uint64] = np.ndarray((len(buffer) - 7,), np.uint64, buffer, strides=(1,))
     hashes = words[at] * np.uint64(0x9E3779B97F4A7C15)
