@@ -123,7 +123,7 @@ def world_named(name: str) -> World:
     if name != "demo":
         kind, keys, seed = name.split("-")
         return make_world(kind, keys=keys, seed=int(seed))
-    rows = formats.read(shipped("examples") / "new_facts.jsonl").examples
+    rows = formats.read([shipped("examples") / "new_facts.jsonl"]).examples
     old = [Fact(fact.questions[0], fact.answers) for fact in load_facts()]
     return World(name, old, [Fact(row.question, row.answers) for row in rows])
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,7 +52,7 @@ def check(
     from kdguard.data.clean import clean, refuse_out
     from kdguard.findings import print_check, print_checked_by, print_cleaned
     from kdguard.probes.packs import load_probes
-    from kdguard.terminal import console, plain
+    from kdguard.terminal import console
 
     if model is None and (probes or quant or max_length or last_turn):
         raise InputError(
@@ -99,11 +100,10 @@ def check(
             asked["--columns"] = columns
         if model:
             asked |= {"--model": model, "--quant": quant}
-        words = ["tune" if model else "data check", *([str(fix)] if fix else data)]
-        words += [word for name, value in asked.items() if value for word in (name, str(value))]
-        words += [word for name in probes or () for word in ("--probes", name)] + ["--last-turn"] * bool(last_turn)
-        then = shlex.join(words[1:]) + ("" if model else " --model MODEL")
-        console.print(f"\nnext        kdguard {words[0]} {plain(then)}", soft_wrap=True)
+        more = [("--probes", name) for name in probes or ()]
+        then = _retyped([str(fix)] if fix else data, [*asked.items(), *more], last_turn)
+        command = f"tune {then}" if model else f"data check {then} --model MODEL"
+        console.print(f"\nnext        kdguard {command}", soft_wrap=True)
 
 
 @data.command(
@@ -129,8 +129,6 @@ def show(
     Exit code 2 if one of them cannot be used.
     """
     flags = {key: value for key, value in locals().items() if key in TuneConfig.model_fields}
-    import shlex
-
     from kdguard.config import resolve
 
     if row and rows:
@@ -158,6 +156,12 @@ def show(
         raise typer.Exit(fail(code, f"{len(broken):,} of these rows cannot be used", f"kdguard data check {names}"))
     if not as_json:
         asked = {"--model": model, "--preset": preset, "--columns": columns, "--max-length": max_length}
-        words = [str(word) for pair in asked.items() if pair[1] is not None for word in pair]
-        then = shlex.join([*data, *words, *(["--last-turn"] if last_turn else [])])
-        console.print(f"\nnext        kdguard tune {then}", markup=False, soft_wrap=True)
+        console.print(f"\nnext        kdguard tune {_retyped(data, asked.items(), last_turn)}", soft_wrap=True)
+
+
+def _retyped(data: Sequence[str], asked: Iterable[tuple[str, Any]], last_turn: bool | None) -> str:
+    """The data and the flags that were given, to be typed again; nothing in them styles or steers the terminal."""
+    from kdguard.terminal import plain
+
+    words = [str(word) for name, value in asked if value for word in (name, value)]
+    return plain(shlex.join([*data, *words, *["--last-turn"] * bool(last_turn)]))

@@ -9,7 +9,6 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from kdguard.data.formats import Example, read_examples
 from kdguard.data.near import NearRepeats
-from kdguard.data.sources import STRICT, Hub, find_sources
+from kdguard.data.sources import STRICT, find_sources, refuse_changed, stamp
 from kdguard.data.trouble import troubles
 from kdguard.errors import InputError
 from kdguard.probes.score import is_correct, normalise
@@ -165,7 +164,7 @@ def check(
 
     formats: dict[str, None] = {}
     characters, exact, asked, taught = array("I"), array("q"), array("q"), array("q")
-    before = [_stat(source) for source in sources]
+    before = [stamp(source) for source in sources]
     alike = NearRepeats()
     for form, example in usable():
         formats[form] = None
@@ -195,8 +194,7 @@ def check(
                 words[place] = example
             if place < len(suspects) and suspects[place]:
                 checked.add(CONTRADICTED, _contradicts(example, answered.setdefault(asked[place], [])))
-    if [_stat(source) for source in sources] != before or not words.keys() >= wanted:
-        raise InputError(f"{', '.join(map(str, names))}: changed while it was read", "run it again")
+    refuse_changed(sources, before)
     for kind, pairs in ((REPEATED, repeats), (NEARLY, near)):
         checked.add(kind, (_beside(words[row], words[other]) for row, other in shown[kind].items()))
         checked.counts[kind] = len(pairs)
@@ -207,10 +205,6 @@ def check(
 def _own(example: Example) -> list[str]:
     """A row's own words: a system turn is many rows'."""
     return [turn["content"] for turn in example.messages if turn["role"] != "system"] or [example.text]
-
-
-def _stat(source: Path | Hub) -> tuple[int, int]:
-    return (source.stat().st_size, source.stat().st_mtime_ns) if isinstance(source, Path) else (0, 0)
 
 
 def beginning(text: str) -> str:

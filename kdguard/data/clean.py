@@ -109,7 +109,8 @@ def _row(example: Example, form: str) -> dict[str, Any]:
         return {"text": example.text}
     if form == "question/answer":
         answers = {"answers": list(example.answers)} if len(example.answers) > 1 else {"answer": example.answers[0]}
-        return {"question": example.question, **answers}
+        system = {turn["role"]: turn["content"] for turn in example.messages if turn["role"] == "system"}
+        return {**system, "question": example.question, **answers}
     return {
         "messages": [
             {**turn, "weight": 0} if place in example.muted else turn for place, turn in enumerate(example.messages)

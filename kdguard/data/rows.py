@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from kdguard import __version__
 from kdguard.data import IGNORE
 from kdguard.data.formats import Example, read_examples
-from kdguard.data.sources import Hub, find_sources
+from kdguard.data.sources import Hub, find_sources, refuse_changed, stamp
 from kdguard.data.tokens import Renderer, Row
 from kdguard.errors import InputError
 
@@ -87,10 +87,10 @@ def tokenise(
     sources = find_sources(names)
     read = read_examples(names, columns, progress)
     batches = _batches(read, renderer, max_length, last_turn)
-    if all(isinstance(source, Path) for source in sources) and sum(map(_size, sources)) < LARGE:
+    before = [stamp(source) for source in sources]
+    if all(isinstance(source, Path) for source in sources) and sum(size for size, _ in before) < LARGE:
         return Rows(pa.Table.from_batches(batches, _SCHEMA))
     settings = [__version__, columns, max_length, last_turn, _fingerprint(renderer.tokenizer)]
-    before = [_stat(source) for source in sources]
     path = CACHE / f"{_digest(sources, settings)}.arrow"
     if kept := _read(path):
         os.utime(path)
@@ -114,12 +114,11 @@ def _read(path: Path) -> Rows | None:
 def _batches(
     found: Iterator[tuple[str, Example] | InputError], renderer: Renderer, max_length: int, last_turn: bool
 ) -> Iterator[pa.RecordBatch]:
-    formats: list[str] = []
+    formats: dict[str, str] = {}  # by where a row stands
     examples: list[Example] = []
     characters = 0
 
     def batch() -> pa.RecordBatch:
-        format_of = {example.where: name for example, name in zip(examples, formats, strict=True)}
         rows = []
         for example, row in renderer.rows(examples, max_length, last_turn=last_turn):
             if isinstance(row, InputError):
@@ -132,7 +131,7 @@ def _batches(
                     "targets": row.targets,
                     "cut": row.cut,
                     "asks": bool(example.messages) and len(example.messages) - 1 not in example.muted,
-                    "format": format_of[example.where],
+                    "format": formats[example.where],
                     "example": json.dumps([example.messages, example.answers, example.where, example.muted]),
                 }
             )
@@ -141,12 +140,12 @@ def _batches(
     for each in found:
         if isinstance(each, InputError):
             raise each
-        formats.append(each[0])
+        formats[each[1].where] = each[0]
         examples.append(each[1])
         characters += len(each[1].text) + sum(len(turn["content"]) for turn in each[1].messages)
         if len(examples) == _BATCH_ROWS or characters > _BATCH_CHARACTERS:
             yield batch()
-            formats, examples, characters = [], [], 0
+            formats, examples, characters = {}, [], 0
     if examples:
         yield batch()
 
@@ -156,22 +155,12 @@ def _example(text: str) -> Example:
     return Example(tuple(messages), tuple(answers), where, tuple(muted))
 
 
-def _stat(source: Path | Hub) -> tuple[int, int]:
-    return (source.stat().st_size, source.stat().st_mtime_ns) if isinstance(source, Path) else (0, 0)
-
-
 def _unless_changed(
     batches: Iterator[pa.RecordBatch], sources: Sequence[Path | Hub], before: Sequence[tuple[int, int]]
 ) -> Iterator[pa.RecordBatch]:
     """The batches, if the sources are then what they were: their tokens will be found by what they held."""
     yield from batches
-    for source, was in zip(sources, before, strict=True):
-        if _stat(source) != was:
-            raise InputError(f"{source}: this file changed while it was read", "run it again")
-
-
-def _size(source: Path | Hub) -> int:
-    return source.stat().st_size if isinstance(source, Path) else 0
+    refuse_changed(sources, before)
 
 
 def _write(path: Path, batches: Iterator[pa.RecordBatch]) -> None:

@@ -86,6 +86,18 @@ def find_sources(names: Sequence[str]) -> list[Path | Hub]:
     return list({source.resolve() if isinstance(source, Path) else source: source for source in found}.values())
 
 
+def stamp(source: Path | Hub) -> tuple[int, int]:
+    """A file's size in bytes and when it was last changed; of the hub's neither is known."""
+    return (source.stat().st_size, source.stat().st_mtime_ns) if isinstance(source, Path) else (0, 0)
+
+
+def refuse_changed(sources: Sequence[Path | Hub], before: Sequence[tuple[int, int]]) -> None:
+    """Raise InputError for a file whose stamp is no longer what it was before."""
+    for source, was in zip(sources, before, strict=True):
+        if stamp(source) != was:
+            raise InputError(f"{source}: this file changed while it was read", "run it again")
+
+
 def read_sources(
     sources: Sequence[Path | Hub],
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -96,7 +108,7 @@ def read_sources(
     errors: what becomes of bytes that are no UTF-8, STRICT or WINDOWS. Raises InputError where nothing after it can be
     read.
     """
-    sizes = [source.stat().st_size if isinstance(source, Path) else 0 for source in sources]
+    sizes = [stamp(source)[0] for source in sources]
     before, total = 0, sum(sizes)
     for source, size in zip(sources, sizes, strict=True):
         if isinstance(source, Hub):

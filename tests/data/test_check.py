@@ -229,6 +229,14 @@ def test_cleaned_conversations_are_the_same_conversations(tmp_path):
     assert [(each.messages, each.muted) for each in examples] == [(each.messages, each.muted) for each in was]
 
 
+def test_cleaned_questions_keep_their_system_prompt(tmp_path):
+    path = write(tmp_path / "rows.jsonl", {"system": "Be brief.", **qa(CAPITAL, "Paris", "Lutetia")}, qa("Why?", "So."))
+    _, examples = fixed(tmp_path, check([str(path)]), path)
+    assert [(each.messages, each.answers) for each in examples] == [
+        (each.messages, each.answers) for each in read([path]).examples
+    ]
+
+
 def test_cleaning_never_writes_over_a_file_or_half_of_one(tmp_path):
     path = write(tmp_path / "rows.jsonl", qa(CAPITAL, "Paris"))
     with pytest.raises(InputError, match="already there"):
