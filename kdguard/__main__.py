@@ -16,8 +16,9 @@ def main() -> None:
             stream.reconfigure(errors="replace")
     try:
         code = app(standalone_mode=False) or 0
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        signal = (stop.__cause__ or stop).args  # the parser wraps what a command raises
+        code = 128 + signal[0] if signal else INTERRUPTED
     except KdguardError as error:
         code = fail(error.exit_code, error.message, error.hint)
     except OSError as error:

@@ -3,7 +3,8 @@
 An event is a dict with `event` and `time` (seconds since the epoch, UTC) and the keys of its kind:
 
     phase      name                        a phase begins; `done` when it ends
-    progress   phase, done, total          items of the phase so far
+    process    pid, host                   who works on the run from here on: the last one named does
+    progress   phase, done, total          items of the phase so far; in the file at most one a second
     loss       step, steps, epoch, ce, kl, lr, grad_norm        nats per target and per guarded token
     answers    when (before | after), of (probes | watched | new), correct, n
     sampled    step, known, kept, new, learned      a few questions asked on the way, for the report's curve
@@ -27,14 +28,22 @@ class Events:
     def __init__(self, *listeners: Callable[[Event], None]) -> None:
         self.listeners = list(listeners)
         self.path: Path | None = None
+        self._written = 0.0  # when progress was last written
 
     def emit(self, event: str, **values: Any) -> None:
         entry = {"event": event, "time": round(time.time(), 3), **values}
-        if self.path is not None and event != "progress":
+        if self.path is not None and (event != "progress" or self._due(**values)):
             with open(self.path, "a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         for listener in self.listeners:
             listener(entry)
+
+    def _due(self, done: int, total: int, **values: Any) -> bool:
+        now = time.monotonic()
+        if now - self._written < 1 and done < total:
+            return False
+        self._written = now
+        return True
 
     def progress(self, phase: str) -> Callable[[int, int], None]:
         """A callback `(done, total)` for one phase."""

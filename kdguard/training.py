@@ -116,9 +116,9 @@ class Sample(TrainerCallback):
 
 
 @contextmanager
-def stop_on_ctrl_c(trainer: Trainer) -> Iterator[None]:
-    """The first Ctrl-C saves a checkpoint after the step and stops; the second stops at once."""
-    stopped = False
+def stop_on_signals(trainer: Trainer) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM saves a checkpoint after the step and stops; the second stops at once."""
+    stopped = 0
 
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -127,14 +127,16 @@ def stop_on_ctrl_c(trainer: Trainer) -> Iterator[None]:
 
     def handler(number, frame):
         nonlocal stopped
-        stopped = True
+        stopped = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     trainer.add_callback(Stop())
-    previous = signal.signal(signal.SIGINT, handler)
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, was in previous.items():
+            signal.signal(number, was)
     if stopped:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(stopped)

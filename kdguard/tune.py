@@ -1,5 +1,7 @@
 """The story of a run on one page: read, load, probe, rehearse, train, probe again, report."""
 
+import os
+import platform
 import re
 import sys
 import time
@@ -43,7 +45,7 @@ from kdguard.probes.watch import Allowance, split
 from kdguard.questions import new_questions, read_data, row_of
 from kdguard.report import run as run_folder
 from kdguard.report.build import build_report, write_report
-from kdguard.training import Sample, Tell, last_checkpoint, stop_on_ctrl_c, training_arguments
+from kdguard.training import Sample, Tell, last_checkpoint, stop_on_signals, training_arguments
 
 MAX_REHEARSAL = 8192  # rehearsal rows written by the base; more passes walk through them again
 MAX_REHEARSAL_TOKENS = 256  # a rehearsal row's question and answer each; never longer than the longest training row
@@ -62,8 +64,8 @@ def tune(
 
     same_base: a finished run of the same base, data and probes, whose base answers are taken over instead of asked.
 
-    Raises InputError for anything wrong with the input, KdguardError for a run that fails, and KeyboardInterrupt after
-    a checkpoint was saved.
+    Raises InputError for anything wrong with the input, KdguardError for a run that fails, and
+    KeyboardInterrupt, with the signal's number, after a checkpoint was saved.
     """
     started = time.time()
     if not config.data:
@@ -114,6 +116,7 @@ def tune(
     checkpoints = out / run_folder.CHECKPOINTS
     out.mkdir(parents=True, exist_ok=True)
     events.path = out / run_folder.EVENTS
+    events.emit("process", pid=os.getpid(), host=platform.node())
     if not resume:
         write_whole(out / run_folder.CONFIG, config.to_yaml())
 
@@ -183,7 +186,7 @@ def tune(
         trainer.add_callback(keeper)
     events.emit("phase", name="train")
     training_started = time.perf_counter()
-    with stop_on_ctrl_c(trainer):
+    with stop_on_signals(trainer):
         trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints) if resume else None)
     seconds = time.perf_counter() - training_started
     settled = None

@@ -133,17 +133,37 @@ def dial(
         raise typer.Exit(OVER_BUDGET)
 
 
-@app.command(epilog="kdguard ui runs/mine\n\nkdguard ui runs/mine --port 7861")
+@app.command(epilog="kdguard ui\n\nkdguard ui runs/mine --port 7861\n\nkdguard ui runs --host 0.0.0.0")
 def ui(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")],
-    port: Annotated[int, typer.Option(help="port on 127.0.0.1")] = 7860,
+    where: Annotated[
+        Path, typer.Argument(metavar="[RUN_OR_FOLDER]", help="a run folder to open, or a folder of them")
+    ] = Path("runs"),
+    port: Annotated[int, typer.Option(help="port")] = 7860,
+    host: Annotated[
+        str, typer.Option(help="address to listen on; any but this computer's own asks for a password")
+    ] = "127.0.0.1",
+    share: Annotated[bool, typer.Option("--share", help="a public address through Gradio, with a password")] = False,
+    password: Annotated[
+        str | None, typer.Option(help="for the user `kdguard` \\[default with --host or --share: a random one]")
+    ] = None,
 ) -> None:
-    """Look at a run in the browser: both answers side by side, and one box that asks both."""
-    from kdguard.report.run import read_run
-
-    finished = read_run(run)
-    quiet_libraries(show_downloads=False)
+    """The studio in the browser: compare, ask, tune, and all runs."""
+    quiet_libraries(show_downloads=True)
+    from kdguard.report.run import CONFIG
     from kdguard.terminal import console
-    from kdguard.ui.page import serve
+    from kdguard.ui.page import USER, serve
+    from kdguard.ui.studio import Studio
 
-    serve(finished, port, lambda address: console.print(f"{address}  Ctrl-C ends it", soft_wrap=True))
+    if where.exists() and not where.is_dir():
+        raise InputError(f"{where}: this is a file", "name a run folder, or the folder of your runs")
+    if not where.exists() and where != Path("runs"):
+        raise InputError(f"{where}: no such folder", "kdguard ui, or name a run folder")
+    run = where if (where / CONFIG).is_file() else None
+    studio = Studio(run.resolve().parent if run else where)
+
+    def ready(address: str, secret: str | None) -> None:
+        entered = f"  user {USER}, password {secret}" if secret else ""
+        console.print(f"{address}{entered}  Ctrl-C ends it", soft_wrap=True, markup=False)
+
+    opened = run.resolve().name if run else None
+    serve(studio, opened, port=port, host=host, share=share, password=password, ready=ready)

@@ -1,6 +1,7 @@
 """`kdguard tune` and `kdguard demo`."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -89,9 +90,10 @@ def tune(
                 twin = runs[0].with_name(f"{runs[0].name}-control")
                 story.tune(resolved.model_copy(update={"guard": False, "out": twin}), events, same_base=runs[0])
                 runs = [twin, *runs]
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             if events.path:
-                fail(INTERRUPTED, "stopped by Ctrl-C", f"kdguard tune --resume --out {events.path.parent}")
+                by = "SIGTERM" if stop.args == (signal.SIGTERM,) else "Ctrl-C"
+                fail(INTERRUPTED, f"stopped by {by}", f"kdguard tune --resume --out {events.path.parent}")
             raise
     if dry_run:
         import yaml

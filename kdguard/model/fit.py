@@ -1,9 +1,13 @@
 """Will it fit? Memory of a run, estimated from the network's shape."""
 
+import psutil
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from kdguard.config import TuneConfig
+from kdguard.model.load import compute_dtype, load_config
+
+QUANTISED = {"4bit": 4.127 / 8, "8bit": 1.0}  # bytes a weight; NF4 with its constants, themselves quantised
 
 
 def estimate_gib(model: PreTrainedModel, config: TuneConfig, length: int, packing: int | None = None) -> float:
@@ -13,7 +17,7 @@ def estimate_gib(model: PreTrainedModel, config: TuneConfig, length: int, packin
     assume checkpointing: one hidden state a layer, and one layer's worth while it is recomputed.
     """
     text = model.config.get_text_config()
-    base = model.get_memory_footprint()
+    base = _bytes_on_meta(model, config.quant) if model.device.type == "meta" else model.get_memory_footprint()
     linears = [module for module in model.get_decoder().modules() if isinstance(module, torch.nn.Linear)]
     sizes = [layer.in_features + layer.out_features for layer in linears]
     adapter = config.rank * sum(sizes)
@@ -24,3 +28,31 @@ def estimate_gib(model: PreTrainedModel, config: TuneConfig, length: int, packin
     widest = max(sizes, default=4 * text.hidden_size)
     activations = tokens * (text.hidden_size * (text.num_hidden_layers + 8) + 8 * widest) * 4
     return (base + adapter * 4 * 4 + activations + 5 * 2**25) / 2**30
+
+
+def shape(config: TuneConfig) -> PreTrainedModel:
+    """The network without its weights: no more than the config is read, or fetched."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(load_config(config.model, config.revision), dtype=compute_dtype())
+
+
+def memory() -> tuple[str, float, float]:
+    """What a run has to fit into: the GPU's name or, without one, the computer's; free and total GiB."""
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return torch.cuda.get_device_name(), free / 2**30, total / 2**30
+    found = psutil.virtual_memory()
+    return "of this computer, which has no NVIDIA GPU", found.available / 2**30, found.total / 2**30
+
+
+def _bytes_on_meta(model: PreTrainedModel, quant: str) -> float:
+    head = model.get_output_embeddings()
+    quantised = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear) and module is not head and quant in QUANTISED
+    }
+    return sum(
+        weight.numel() * (QUANTISED[quant] if id(weight) in quantised else weight.itemsize)
+        for weight in model.parameters()
+    )

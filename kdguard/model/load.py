@@ -139,10 +139,16 @@ def load_base(
     return Base(name, model, tokenizer or load_tokenizer(name, revision))
 
 
-def load_tuned(base: Base, adapter: Path) -> PeftModel:
-    """Put a trained adapter on its base. Raises InputError when it is not there or does not belong to it."""
+def load_tuned(base: Base, adapter: Path, name: str = "default") -> PeftModel:
+    """Put a trained adapter on its base, or beside those it has, under a name that is its own.
+
+    Raises InputError when it is not there or does not belong to it.
+    """
     try:
-        return PeftModel.from_pretrained(base.model, adapter)
+        if isinstance(base.model, PeftModel):
+            base.model.load_adapter(str(adapter), name)
+            return base.model
+        return PeftModel.from_pretrained(base.model, adapter, adapter_name=name)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(

@@ -5,6 +5,7 @@ Before and after are asked in the same batches: in 16 bits the shape of a batch 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ def ask(
         )
         for i, ids, shares in zip(batch, replies, confidence.rows(), strict=True):
             text = renderer.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            answered(i, text, is_correct(text, probes[i].answers), _pieces(renderer, ids, shares))
+            answered(i, text, is_correct(text, probes[i].answers), pieces(renderer, ids, shares))
         progress(len(answers), len(order))
     for i in order[chosen:]:
         text, share = _choose(model, renderer, prompts[i], probes[i].choices, " " if few_shot else "")
@@ -98,7 +99,7 @@ def _choose(
     return choices[best], round(scores.softmax(-1)[best].item(), 4)
 
 
-def _pieces(renderer: Renderer, ids: Sequence[int], shares: Sequence[float]) -> tuple[tuple[str, float], ...]:
+def pieces(renderer: Renderer, ids: Sequence[int], shares: Sequence[float]) -> tuple[tuple[str, float], ...]:
     """The text of each token with its probability; a character of several tokens has the smallest of theirs."""
     pieces: list[tuple[str, float]] = []
     waiting: list[int] = []
@@ -153,14 +154,14 @@ def generate(
     max_new_tokens: int,
     processors: Sequence[LogitsProcessor] = (),
     stop: Sequence[int] = (),
+    **more: Any,
 ) -> list[list[int]]:
     """Continue each prompt greedily until its end of turn; the end is left out.
 
-    processors: see ArithmeticSampling and Confidence. stop: further token ids that end an answer.
+    processors: see ArithmeticSampling and Confidence. stop: further token ids that end an answer. more: what else
+    transformers' and PEFT's `generate` take, such as a streamer.
     """
-    ends = {renderer.end_of_turn, *stop}
-    eos = model.generation_config.eos_token_id
-    ends.update(eos if isinstance(eos, list) else [eos] if eos is not None else [])
+    ends = {*ends_of(model, renderer), *stop}
     pad = renderer.tokenizer.pad_token_id
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
@@ -175,8 +176,20 @@ def generate(
             eos_token_id=sorted(ends),
             pad_token_id=pad,
             use_cache=True,
+            **more,
         )
-    return [_until(row, ends) for row in output[:, width:].tolist()]
+    return [until(row, ends) for row in output[:, width:].tolist()]
+
+
+def ends_of(model: PreTrainedModel, renderer: Renderer) -> set[int]:
+    """The tokens that end an answer."""
+    eos = model.generation_config.eos_token_id
+    return {renderer.end_of_turn, *(eos if isinstance(eos, list) else [eos] if eos is not None else [])}
+
+
+def until(ids: list[int], ends: set[int]) -> list[int]:
+    """The ids before the first that ends an answer."""
+    return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
 
 
 class Confidence(LogitsProcessor):
@@ -223,10 +236,6 @@ class ArithmeticSampling(LogitsProcessor):
         self.codes = torch.where(worn, torch.rand_like(self.codes), self.codes)
         self.left = torch.where(worn, 1.0, self.left)
         return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
-
-
-def _until(ids: list[int], ends: set[int]) -> list[int]:
-    return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
 
 
 @contextmanager

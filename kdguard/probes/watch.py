@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from scipy.stats import beta
-
 STEP = 50  # probes
 SURE = 0.8  # how sure the watched probes have to make us that the budget is kept
 ROOM = 0.6  # of the limit: how much the watched probes have to be able to allow
@@ -42,6 +40,8 @@ class Allowance:
     known: int
 
     def _bound(self, forgotten: int) -> float:
+        from scipy.stats import beta
+
         return float(beta.ppf(SURE, forgotten + 1, self.known - forgotten)) if forgotten < self.known else 1.0
 
     @property

@@ -14,7 +14,6 @@ from kdguard.probes.score import Answer
 from kdguard.probes.watch import Settled
 from kdguard.report import run as run_folder
 from kdguard.report.figures import Kept, Pair, by_category, by_level, kept, learned, pair
-from kdguard.report.plots import plot_dial, plot_training, plot_watched
 from kdguard.report.render import render
 from kdguard.report.why import in_words
 
@@ -105,6 +104,8 @@ def write_report(out: Path, report: dict[str, Any], events: Events) -> None:
 
 def write_pages(out: Path, report: dict[str, Any]) -> None:
     """Write what people read: the adapter's model card and `report.html`."""
+    from kdguard.report.plots import plot_dial, plot_training, plot_watched
+
     pairs = {folder: run_folder.read_pairs(out / folder) for folder in ("probes", "new")}
     plots = {}
     told: dict[str, dict[int, Event]] = {"loss": {}, "sampled": {}, "watched": {}}
@@ -119,8 +120,7 @@ def write_pages(out: Path, report: dict[str, Any]) -> None:
     if (out / run_folder.DIAL).exists():
         points = json.loads((out / run_folder.DIAL).read_text(encoding="utf-8"))
         plots["Learned and forgotten by the adapter's strength"] = plot_dial(points, report["strength"])
-    why = out / run_folder.EXPLAIN
-    found = json.loads(why.read_text(encoding="utf-8")) if why.exists() else None
+    found = run_folder.read_explained(out)
     config = (out / run_folder.CONFIG).read_text(encoding="utf-8")
     flow = by_category(pairs["probes"])
     html = render(

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from kdguard.files import write_whole
 from kdguard.probes.score import Answer
-from kdguard.report.plots import plot_runs
 from kdguard.report.render import render
 from kdguard.report.run import Run
 
@@ -38,6 +37,8 @@ def compare(runs: Sequence[Run]) -> Comparison:
 
 def write_comparison(path: Path, runs: Sequence[Run]) -> None:
     """Write the page for people, whole or not at all."""
+    from kdguard.report.plots import plot_runs
+
     found = compare(runs)
     reports = [run.report for run in runs]
     points = [

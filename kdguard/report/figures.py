@@ -1,11 +1,11 @@
-"""The paired figures of a run: learned, kept, forgotten, gained, with their intervals."""
+"""The paired figures of a run: learned, kept, forgotten, gained, with their intervals.
+
+SciPy takes half a second to load, and reading a finished run does not need it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from numpy import quantile
-from scipy.stats import binomtest, multinomial
 
 from kdguard.probes.score import LEVELS, Answer
 
@@ -95,6 +95,8 @@ def learned(before: Sequence[Answer], after: Sequence[Answer]) -> Learned:
 
 
 def kept(pairs: Sequence[Pair]) -> Kept:
+    from scipy.stats import binomtest
+
     outcomes = [pair.outcome for pair in pairs]
     stayed, forgotten, gained = (outcomes.count(outcome) for outcome in ("kept", "forgotten", "gained"))
     known = stayed + forgotten
@@ -120,6 +122,9 @@ def change_interval(forgotten: int, gained: int, n: int) -> Interval | None:
     """
     if not forgotten + gained:
         return None
+    from numpy import quantile
+    from scipy.stats import multinomial
+
     shares = [forgotten / n, gained / n, 1 - (forgotten + gained) / n]
     draws = multinomial(n, shares, seed=0).rvs(10_000)
     low, high = quantile((draws[:, 1] - draws[:, 0]) / n, [0.025, 0.975])
@@ -150,5 +155,7 @@ def share_interval(count: int, n: int) -> Interval | None:
     """The exact 95 % interval of a share (Clopper and Pearson 1934); None when there is nothing to count."""
     if not n:
         return None
+    from scipy.stats import binomtest
+
     interval = binomtest(count, n).proportion_ci(0.95, method="exact")
     return float(interval.low), float(interval.high)

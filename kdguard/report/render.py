@@ -1,14 +1,23 @@
 """The templates that people read: pages, in which all text is escaped, and the model card."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+TEMPLATES = Path(__file__).parent / "templates"
 
-def render(template: str, **values: Any) -> str:
+
+def render(template: str, folder: Path = TEMPLATES, /, **values: Any) -> str:
+    """A template of `folder`, filled; it may include the report's own."""
+    return _environment(folder).get_template(template + ".j2").render(**values)
+
+
+@cache
+def _environment(folder: Path) -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader([folder, TEMPLATES]),
         autoescape=lambda name: name is not None and name.endswith(".html.j2"),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -17,7 +26,7 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters["percent"] = lambda share: "–" if share is None else f"{share:.1%}"
     environment.filters["markdown"] = _escape_markdown
-    return environment.get_template(template + ".j2").render(**values)
+    return environment
 
 
 def _escape_markdown(text: object) -> str:

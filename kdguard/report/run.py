@@ -57,6 +57,12 @@ def read_run(path: Path) -> Run:
         ) from None
 
 
+def read_explained(path: Path) -> dict[str, Any] | None:
+    """What `kdguard explain` found of a run, if it was asked."""
+    found = path / EXPLAIN
+    return json.loads(found.read_text(encoding="utf-8")) if found.exists() else None
+
+
 def refuse_used(path: Path, hint: str) -> None:
     """Raises InputError when there is something at `path` already that is not an empty folder."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from numpy import argsort
-from scipy.stats import mannwhitneyu
 
 QUARTER = 4
 ENOUGH_LEARNED = 0.95  # where so much is learned, the adapter had room for it
@@ -16,6 +15,8 @@ def interference(overlaps: Sequence[float], forgotten: Sequence[bool]) -> dict[s
     `near` and `far` are the quarters of most and least overlap. `auc` is the chance that a forgotten probe lies nearer
     than a kept one, `p_value` that of the one-sided Mann-Whitney test; both None unless there are some of either.
     """
+    from scipy.stats import mannwhitneyu
+
     order = argsort(overlaps, kind="stable")
     quarter = max(1, len(order) // QUARTER)
     lost, stayed = ([o for o, f in zip(overlaps, forgotten, strict=True) if f == fate] for fate in (True, False))
