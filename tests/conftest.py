@@ -1,5 +1,7 @@
-"""What the tests share: the embedded model, and tiny models of every architecture with their own tokenizer."""
+"""What the tests share: the embedded model, tiny models of every architecture with their own tokenizer, a browser."""
 
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,48 @@ def demo() -> Base:
 @pytest.fixture
 def renderer(demo: Base) -> Renderer:
     return Renderer(demo.tokenizer)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator:
+    """Debian's Chromium; its own calls home reach nobody."""
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if not found:
+        pytest.skip("there is no Chromium")
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def browse(chromium) -> Iterator[Callable]:
+    """`browse(address, width, scheme)`: a page, and what is wrong with it, as it happens: errors, whatever breaks its
+    policy, dialogs, and requests to anywhere but `allowed`.
+    """
+    contexts = []
+
+    def open_it(address: str, width: int = 1440, scheme: str = "light", allowed: str = ""):
+        context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        wrong: list[str] = []
+
+        def asked(request) -> None:
+            if not request.url.startswith((allowed or address, "data:", "blob:")):
+                wrong.append(f"asked {request.url}")
+
+        page.on("console", lambda said: said.type == "error" and wrong.append(said.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", asked)
+        page.goto(address)
+        return page, wrong
+
+    yield open_it
+    for context in contexts:
+        context.close()

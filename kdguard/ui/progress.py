@@ -36,13 +36,14 @@ def progress(events: Sequence[Event]) -> Progress:
     """Where the events end. A resumed run comes to some steps again: what is told last of a step counts."""
     told: dict[str, dict[Any, Event]] = {"loss": {}, "sampled": {}, "watched": {}, "answers": {}}
     found = Progress()
-    began = 0.0
+    began = started = 0.0
     for event in events:
         kind = event["event"]
         if kind in told:
             told[kind][event.get("step") or (event["of"], event["when"])] = event
         if kind == "process":
             found.phase, found.done, found.total, began = "starting", 0, 0, event["time"]
+            started = event["time"]
         elif kind == "plan":
             found.plan = event
         elif kind == "phase":
@@ -52,10 +53,10 @@ def progress(events: Sequence[Event]) -> Progress:
         elif kind == "loss":
             found.phase, found.done, found.total = "train", event["step"], event["steps"]
     found.losses, found.sampled, found.watched, found.answers = (list(each.values()) for each in told.values())
-    if found.phase == "train" and len(found.losses) > 1:
-        recent = [event["time"] for event in found.losses[-_RECENT:]]
+    recent = [event["time"] for event in found.losses if event["time"] >= started][-_RECENT:]
+    if found.phase == "train" and len(recent) > 1:
         pace = median(b - a for a, b in pairwise(recent))
         found.seconds_left = pace * (found.total - found.done)
-    elif found.done:
+    elif found.phase != "train" and found.done:
         found.seconds_left = (time.time() - began) / found.done * (found.total - found.done)
     return found

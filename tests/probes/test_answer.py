@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kdguard.probes.answer import ArithmeticSampling, _pieces, _room, ask
+from kdguard.probes.answer import ArithmeticSampling, _room, ask, pieces
 from kdguard.probes.packs import Probe, load_probes
 
 
@@ -35,7 +35,7 @@ def test_a_choice_is_the_likeliest_a_byte(demo, renderer):
     assert answer.tokens[0][0] == answer.answer and abs(answer.tokens[0][1] - share) < 2e-3
 
 
-def test_the_pieces_of_an_answer_have_the_probabilities_of_its_tokens(demo, renderer):
+def test_thepieces_of_an_answer_have_the_probabilities_of_its_tokens(demo, renderer):
     probe = Probe("b", "c", "What is the currency of Brazil?", ("Brazilian real",))
     answer = ask(demo.model, renderer, [probe])[0]
     assert "".join(text for text, _ in answer.tokens) == answer.answer
@@ -49,7 +49,7 @@ def test_the_pieces_of_an_answer_have_the_probabilities_of_its_tokens(demo, rend
 def test_a_character_of_several_tokens_is_one_piece(renderer):
     ids = renderer.tokenizer("日b", add_special_tokens=False)["input_ids"]
     assert len(ids) == 4
-    assert _pieces(renderer, ids, [0.9, 0.5, 0.8, 0.7]) == (("日", 0.5), ("b", 0.7))
+    assert pieces(renderer, ids, [0.9, 0.5, 0.8, 0.7]) == (("日", 0.5), ("b", 0.7))
 
 
 def test_answers_come_in_the_order_of_the_probes(demo, renderer):

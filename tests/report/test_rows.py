@@ -7,7 +7,7 @@ import pytest
 
 from kdguard.config import resolve
 from kdguard.show import show, write_page
-from tests.report.test_browser import HOSTILE, browser, pytestmark  # noqa: F401
+from tests.report.test_browser import HOSTILE, look
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,8 @@ def page(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 400])
-def test_the_page_is_quiet_asks_for_nothing_and_fits(browser, page, width, scheme):  # noqa: F811
-    seen, wrong = browser.open(page, width, scheme)
+def test_the_page_is_quiet_asks_for_nothing_and_fits(browse, page, width, scheme):
+    seen, wrong = look(browse, page, width, scheme)
     assert wrong == []
     assert (seen["window"], seen["dark"]) == (width, scheme == "dark")
     assert (seen["scripts"], seen["images"], seen["plots"]) == (0, 0, 0)
@@ -37,10 +37,9 @@ def test_the_page_is_quiet_asks_for_nothing_and_fits(browser, page, width, schem
     assert "\u202e" not in seen["text"] and "\\u202e\\x1b[2J" in seen["text"]
 
 
-def test_every_token_says_its_number_and_its_kind(browser, page):  # noqa: F811
-    browser.open(page, 1280, "light")
-    titles = "[...document.querySelectorAll('.row:nth-of-type(1) bdi span')].map(each => each.title)"
-    found = browser("Runtime.evaluate", expression=titles, returnByValue=True)["result"]["value"]
+def test_every_token_says_its_number_and_its_kind(browse, page):
+    opened, _ = browse(page.as_uri())
+    found = opened.evaluate("[...document.querySelectorAll('.row:nth-of-type(1) bdi span')].map(each => each.title)")
     (row, *_), _ = show(resolve({"data": str(page.with_name(f"{HOSTILE[2]}.jsonl")), "model": "demo"}), 1)
     assert [number for title in found for number in title.split()[:-1]] == [str(token.id) for token in row.tokens]
     assert found[0].endswith(" template") and found[-1].endswith(" target")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -25,7 +24,6 @@ from kdguard.ui.studio import PACK
 from tests.conftest import ROOT
 from tests.test_cli import DATA, kdguard
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 HOSTILE = (
     "<script>alert(1)</script>",
     "<img src=x onerror=alert(1)>",
@@ -116,44 +114,18 @@ def server(runs) -> Iterator[Server]:
         yield found
 
 
-@pytest.fixture(scope="session")
-def chromium() -> Iterator:
-    if not CHROMIUM:
-        pytest.skip("there is no Chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def open_page(chromium) -> Iterator[Callable]:
+def open_page(browse) -> Iterator[Callable]:
     """`open_page(address, width, scheme)`: a page; by the end of the test it must have complained of nothing."""
-    contexts, wrong = [], []
+    wrong: list[list[str]] = []
 
     def open_it(address: str, width: int = 1440, scheme: str = "light"):
-        context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(30_000)
-        page.on("console", lambda said: said.type == "error" and wrong.append(said.text))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-
-        def asked(request) -> None:
-            if not request.url.startswith((address, "data:", "blob:")):
-                wrong.append(f"asked {request.url}")
-
-        page.on("request", asked)
-        page.goto(address)
+        page, complaints = browse(address, width, scheme, allowed=address)
+        wrong.append(complaints)
         return page
 
     yield open_it
-    for context in contexts:
-        context.close()
-    assert wrong == []
+    assert [complaint for complaints in wrong for complaint in complaints] == []
 
 
 def go(page, tab: str) -> None:
