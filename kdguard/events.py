@@ -14,6 +14,7 @@ An event is a dict with `event` and `time` (seconds since the epoch, UTC) and th
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,8 +34,7 @@ class Events:
     def emit(self, event: str, **values: Any) -> None:
         entry = {"event": event, "time": round(time.time(), 3), **values}
         if self.path is not None and (event != "progress" or self._due(**values)):
-            with open(self.path, "a", encoding="utf-8", newline="\n") as file:
-                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            _append(self.path, json.dumps(entry, ensure_ascii=False))
         for listener in self.listeners:
             listener(entry)
 
@@ -55,5 +55,17 @@ def read_events(path: Path) -> list[Event]:
     events = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
         with contextlib.suppress(json.JSONDecodeError):
-            events.append(json.loads(line))
+            event = json.loads(line)
+            if isinstance(event, dict) and {"event", "time"} <= event.keys():
+                events.append(event)
     return events
+
+
+def _append(path: Path, line: str) -> None:
+    """Write a line of its own, also after one that a crash has cut short."""
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(f"{line}\n".encode())

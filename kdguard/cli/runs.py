@@ -148,7 +148,7 @@ def ui(
     ] = None,
 ) -> None:
     """The studio in the browser: compare, ask, tune, and all runs."""
-    quiet_libraries(show_downloads=True)
+    quiet_libraries(show_downloads=False)
     from kdguard.report.run import CONFIG
     from kdguard.terminal import console
     from kdguard.ui.page import USER, serve
@@ -167,3 +167,5 @@ def ui(
 
     opened = run.resolve().name if run else None
     serve(studio, opened, port=port, host=host, share=share, password=password, ready=ready)
+    for name in studio.training():
+        console.print(f"{name} is still being trained; kdguard ui {where} finds it again", soft_wrap=True, markup=False)

@@ -78,6 +78,10 @@ def tune(
     resolved = resolve(flags, config, has_gpu=has_gpu)
     if control and not resolved.guard:
         raise InputError("--control adds a twin without the guard, and this run has none", "leave out --no-guard")
+    if control and resolved.out:
+        from kdguard.report.run import refuse_used
+
+        refuse_used(resolved.out.with_name(f"{resolved.out.name}-control"), "give another --out")
     runs = []
     with listening(as_json, resolved.model) as events:
         from kdguard import tune as story

@@ -1,11 +1,14 @@
 """Will it fit? Memory of a run, estimated from the network's shape."""
 
+import shutil
+import subprocess
+
 import psutil
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from kdguard.config import TuneConfig
-from kdguard.model.load import compute_dtype, load_config
+from kdguard.model.load import load_config
 
 QUANTISED = {"4bit": 4.127 / 8, "8bit": 1.0}  # bytes a weight; NF4 with its constants, themselves quantised
 
@@ -32,15 +35,22 @@ def estimate_gib(model: PreTrainedModel, config: TuneConfig, length: int, packin
 
 def shape(config: TuneConfig) -> PreTrainedModel:
     """The network without its weights: no more than the config is read, or fetched."""
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32  # as wide as what it computes in
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(load_config(config.model, config.revision), dtype=compute_dtype())
+        return AutoModelForCausalLM.from_config(load_config(config.model, config.revision), dtype=dtype)
 
 
 def memory() -> tuple[str, float, float]:
-    """What a run has to fit into: the GPU's name or, without one, the computer's; free and total GiB."""
-    if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        return torch.cuda.get_device_name(), free / 2**30, total / 2**30
+    """What a run has to fit into: the GPU's name or, without one, the computer's; free and total GiB.
+
+    The driver's own tool is asked, for torch would take some hundred MB of the GPU to look at it.
+    """
+    if shutil.which("nvidia-smi"):
+        command = ["nvidia-smi", "--query-gpu=name,memory.free,memory.total", "--format=csv,noheader,nounits"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        if done.returncode == 0 and done.stdout.strip():
+            name, free, total = done.stdout.splitlines()[0].rsplit(",", 2)
+            return f"of {name}", float(free) / 1024, float(total) / 1024
     found = psutil.virtual_memory()
     return "of this computer, which has no NVIDIA GPU", found.available / 2**30, found.total / 2**30
 

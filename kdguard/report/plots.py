@@ -2,6 +2,7 @@
 
 import io
 import re
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ COLOURS = {
     "#050505": "var(--good)",
 }
 TEXT, LINE, MARK, BAD, GOOD = COLOURS
+_drawing = threading.Lock()  # matplotlib's settings are the whole process's
 
 
 def plot_training(losses: Sequence[Event], sampled: Sequence[Event]) -> str:
@@ -107,7 +109,7 @@ def _svg(figure: Figure, label: str) -> str:
     for axes in figure.axes:
         axes.set_ylim(0, max(axes.get_ylim()[1], 1e-6))
     text = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label, "font.family": "sans-serif"}):
+    with _drawing, matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label, "font.family": "sans-serif"}):
         none = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(text, format="svg", transparent=True, metadata=none)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text.getvalue())  # a page needs none

@@ -1,5 +1,6 @@
 """The run folder: the names in it, files that appear whole or not at all, and reading it back."""
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -55,6 +56,14 @@ def read_run(path: Path) -> Run:
         raise InputError(
             f"{path}: this run folder is damaged ({error})", "run it again: kdguard tune --config " + str(path / CONFIG)
         ) from None
+
+
+def base_of(run: Run) -> tuple[Any, ...]:
+    """Equal for runs that one loaded base can answer for; an adapter may bring a tokenizer of its own."""
+    own = hashlib.sha256()
+    for file in sorted((run.path / ADAPTER).glob("*token*")) + sorted((run.path / ADAPTER).glob("*.jinja")):
+        own.update(file.read_bytes())
+    return run.config["model"], run.config["quant"], run.config["revision"], own.hexdigest()
 
 
 def read_explained(path: Path) -> dict[str, Any] | None:

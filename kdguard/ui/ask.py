@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from kdguard.errors import KdguardError
+from kdguard.report.run import base_of
 from kdguard.report.words import parts
+from kdguard.ui.pack import PACK, add_probe
 from kdguard.ui.parts import GPU, QUIET, fill, html, libraries, told
 from kdguard.ui.studio import Studio
 
@@ -41,8 +43,7 @@ def answers(
     """Those of the base, of the run at that strength (as it was written, if None), and of another run, as they grow."""
     if not question.strip():
         raise KdguardError("there is no question", "type one first")
-    if busy := studio.training():
-        raise KdguardError(f"{busy[0]} is being trained and needs the memory", "ask when it has ended, or stop it")
+    studio.refuse_busy()
     runs = [studio.run(name) for name in (run, other) if name]
     libraries()
     from kdguard.ui.asking import Voice
@@ -62,18 +63,15 @@ def tab(studio: Studio, opened: str | None, here: gr.Tab) -> None:
         """The other runs of the same base."""
         if not run:
             return []
-        mine = studio.config(run)
-        same = ("model", "quant", "revision")
-        return [
-            name
-            for name, each in studio.finished().items()
-            if name != run and all(each.config.get(key) == mine.get(key) for key in same)
-        ]
+        mine = base_of(studio.run(run))
+        model = studio.reports()[run]["model"]
+        alike = [name for name, report in studio.reports().items() if name != run and report["model"] == model]
+        return [name for name in alike if base_of(studio.run(name)) == mine]
 
     def show(run: str | None) -> tuple[Any, ...]:
-        names = list(studio.finished())
+        names = list(studio.reports())
         run = next((name for name in (run, opened) if name in names), next(iter(names), None))
-        at = studio.run(run).report["strength"] if run else 1.0
+        at = studio.reports()[run]["strength"] if run else 1.0
         return gr.Dropdown(names, value=run), gr.Dropdown([NOBODY, *others(run)], value=NOBODY), at
 
     def cards(names: list[str], found: list["Answer"], whole: bool, asking: bool) -> str:
@@ -99,26 +97,26 @@ def tab(studio: Studio, opened: str | None, here: gr.Tab) -> None:
                 if time.monotonic() - drawn > _PAUSE:
                     drawn = time.monotonic()
                     yield cards(names, found, False, True), gr.skip(), gr.skip(), gr.skip()
-        except KdguardError:
+        except Exception:
             yield "", gr.skip(), gr.skip(), gr.Button(visible=False)
             raise
         yield cards(names, found, True, False), found[0].answer, question, gr.Button(visible=False)
 
     def remember(question: str, right: str, category: str) -> tuple[Any, ...]:
-        n = studio.add_probe(question, right.split("|"), category)
+        n = add_probe(studio.root / PACK, question, right.split("|"), category)
         gr.Info(f"Your pack holds {n:,} probes now; the Tune tab can ask it.")
         return "", ""
 
     def ask_both(question: str, run: str = "", strength: float | None = None) -> tuple[str, str]:
         """The greedy answers of the base and of a run: by its name, or the one the page opened with; at a strength from
         0 to 1, or as it was written."""
-        name = run or opened or next(iter(studio.finished()), "")
+        name = run or opened or next(iter(studio.reports()), "")
         if strength is not None and not 0 <= strength <= 1:
             raise KdguardError(f"strength {strength}: not from 0 to 1", "0 is the base, 1 the adapter as trained")
         base, tuned = list(answers(studio, question, name, None, strength))[-1]
         return base.answer, tuned.answer
 
-    gr.api(told(ask_both), api_name="ask", **GPU)
+    gr.api(told(ask_both, as_text=True), api_name="ask", **GPU)
 
     with gr.Row():
         run = gr.Dropdown([], label="Run", value=None, scale=2, min_width=240, elem_id="ask-run")
@@ -146,7 +144,7 @@ def tab(studio: Studio, opened: str | None, here: gr.Tab) -> None:
             )
             category = gr.Textbox(label="Category", value="own", scale=1, min_width=100)
             keep = gr.Button("Keep", scale=1, min_width=90, elem_id="keep")
-        html(fill("pack.html", pack=studio.pack))
+        html(fill("pack.html", pack=studio.root / PACK))
 
     inputs, outputs = [question, run, other, strength], [said, right, asked, halt]
     quiet = {**QUIET, "show_progress": "minimal", "show_progress_on": said}

@@ -4,6 +4,7 @@ The rows of one batch go through different adapters, or through none, so every a
 others and there is one copy of the base in memory.
 """
 
+import gc
 import itertools
 import threading
 from collections.abc import Iterator, Sequence
@@ -21,9 +22,10 @@ from kdguard.errors import InputError
 from kdguard.model.load import Base, load_base, load_tuned, own_tokenizer
 from kdguard.probes.answer import Confidence, ends_of, generate, pieces, until
 from kdguard.probes.score import Answer
-from kdguard.report.run import ADAPTER, Run
+from kdguard.report.run import ADAPTER, Run, base_of
 
 MAX_NEW_TOKENS = 256
+IDLE = 600  # seconds without a question after which the memory is freed
 NO_ADAPTER = "__base__"  # as PEFT calls it
 
 
@@ -43,12 +45,14 @@ class Asker:
         self._key: Any = None
         self._names: dict[Any, str] = {}  # of the adapters on it
         self._numbers = itertools.count()
+        self._idle = threading.Timer(0, self.release)
         self._lock = threading.Lock()
 
     def release(self) -> None:
         """Let go of the model, for a training needs the memory."""
         with self._lock:
-            self._base, self._key, self._names = None, None, {}
+            self._forget()
+            gc.collect()  # quantised weights lie in cycles
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
@@ -58,6 +62,10 @@ class Asker:
         Raises InputError for runs that cannot be loaded, or of different bases.
         """
         with self._lock:
+            self._idle.cancel()
+            self._idle = threading.Timer(IDLE, self.release)
+            self._idle.daemon = True
+            self._idle.start()
             base = self._load(voices)
             adapters = [NO_ADAPTER, *(self._at_strength(base, voice) for voice in voices)]
             renderer, confidence, stream = Renderer(base.tokenizer), Confidence(), _Stream()
@@ -106,24 +114,31 @@ class Asker:
             ]
 
     def _load(self, voices: Sequence[Voice]) -> Base:
-        keys = [_key(voice.run) for voice in voices]
+        keys = [base_of(voice.run) for voice in voices]
         if any(key != keys[0] for key in keys):
             raise InputError("these runs were not tuned from the same base", "choose runs of one model")
-        if self._key != keys[0]:
-            self._base, self._key, self._names = None, None, {}
-            name, quant, revision, _ = keys[0]
-            tokenizer = own_tokenizer(voices[0].run.path / ADAPTER)
-            self._base = load_base(name, quant=quant, revision=revision, tokenizer=tokenizer)
-            self._key = keys[0]
         wanted = {_stamp(voice.run): voice.run for voice in voices}
-        for stamp, run in wanted.items():
-            if stamp not in self._names:
+        try:
+            if self._key != keys[0]:
+                self._forget()
+                name, quant, revision, _ = keys[0]
+                tokenizer = own_tokenizer(voices[0].run.path / ADAPTER)
+                self._base = load_base(name, quant=quant, revision=revision, tokenizer=tokenizer)
+                self._key = keys[0]
+            for stamp in wanted.keys() - self._names.keys():
                 name = f"run-{next(self._numbers)}"
-                self._base = replace(self._base, model=load_tuned(self._base, run.path / ADAPTER, name))
+                self._base = replace(self._base, model=load_tuned(self._base, wanted[stamp].path / ADAPTER, name))
                 self._names[stamp] = name
-        for stamp in self._names.keys() - wanted.keys():
-            self._base.model.delete_adapter(self._names.pop(stamp))
+            self._base.model.set_adapter(self._names[next(iter(wanted))])
+            for stamp in self._names.keys() - wanted.keys():
+                self._base.model.delete_adapter(self._names.pop(stamp))
+        except BaseException:
+            self._forget()  # what was loaded in part
+            raise
         return self._base
+
+    def _forget(self) -> None:
+        self._base, self._key, self._names = None, None, {}
 
     def _at_strength(self, base: Base, voice: Voice) -> str:
         name = self._names[_stamp(voice.run)]
@@ -158,12 +173,8 @@ class _Stop(StoppingCriteria):
         return torch.full((len(input_ids),), self.stream.stopped, dtype=torch.bool, device=input_ids.device)
 
 
-def _key(run: Run) -> tuple[Any, ...]:
-    """Equal for runs that one loaded base can answer for."""
-    own = run.path if own_tokenizer(run.path / ADAPTER) else None
-    return run.config["model"], run.config["quant"], run.config["revision"], own
-
-
 def _stamp(run: Run) -> tuple[Any, ...]:
     weights = run.path / ADAPTER / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise InputError(f"{run.path}: this run has no adapter", "tune it again: kdguard tune --config")
     return run.path, weights.stat().st_mtime_ns

@@ -12,6 +12,7 @@ from kdguard.report.build import verdict
 from kdguard.report.figures import OUTCOMES, Pair
 from kdguard.report.run import Run, read_explained
 from kdguard.report.words import parts
+from kdguard.ui.ask import let_go
 from kdguard.ui.parts import GPU, QUIET, data_names, fill, html, told
 from kdguard.ui.studio import Studio
 
@@ -95,7 +96,7 @@ def tab(studio: Studio, opened: str | None) -> tuple[Any, list[Any]]:
 
     def show(name: str | None) -> tuple[Any, ...]:
         """The run of that name, or the newest, from its beginning."""
-        names = studio.finished()
+        names = studio.reports()
         name = name if name in names else next(iter(names), None)
         choice = gr.Dropdown(list(names), value=name)
         if name is None:
@@ -124,8 +125,8 @@ def tab(studio: Studio, opened: str | None) -> tuple[Any, list[Any]]:
 
     def explain(name: str, *filters: Any) -> Iterator[tuple[Any, ...]]:
         """Run `kdguard explain`, and show what it found."""
-        if busy := studio.training():
-            raise KdguardError(f"{busy[0]} is being trained", "wait for it, or stop it")
+        studio.refuse_busy()
+        let_go()
         yield gr.skip(), gr.skip(), gr.skip(), gr.Button("Comparing questions with training rows …", interactive=False)
         command = [sys.executable, "-m", "kdguard", "explain", str(studio.path(name)), "--json"]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
@@ -162,7 +163,7 @@ def tab(studio: Studio, opened: str | None) -> tuple[Any, list[Any]]:
     def compare(outcome: str = "forgotten", category: str = "all", search: str = "", run: str = "") -> dict[str, Any]:
         """Old-knowledge probes with both answers: those of one outcome (forgotten, kept, gained, missed, changed, all),
         of one category, with all words of `search`; of a run by its name, or of the one the page opened with."""
-        name = run or opened or next(iter(studio.finished()), "")
+        name = run or opened or next(iter(studio.reports()), "")
         found = chosen(studio.run(name), outcome, category, search)
         data = [
             [pair.outcome, each.category, each.question, each.answers[0], each.answer, pair.after.answer]
@@ -171,5 +172,5 @@ def tab(studio: Studio, opened: str | None) -> tuple[Any, list[Any]]:
         ]
         return {"run": name, "verdict": verdict(studio.run(name).report), "headers": HEADERS, "data": data}
 
-    gr.api(told(compare), api_name="compare")
+    gr.api(told(compare, as_text=True), api_name="compare")
     return told(show), outputs

@@ -3,16 +3,22 @@
 import os
 import secrets
 import shutil
+import signal
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import gradio as gr
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from kdguard.errors import InputError
+from kdguard.errors import InputError, KdguardError
 from kdguard.ui import ask, compare, runs, tune
 from kdguard.ui.parts import QUIET, fill, html
 from kdguard.ui.studio import Studio
@@ -60,10 +66,13 @@ def serve(
     if not alone or password:
         password = password or secrets.token_urlsafe(12)
     uploads = tempfile.mkdtemp(prefix="kdguard-ui-")  # for no other user's eyes
-    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": uploads}
-    page = build(studio, opened)
-    # A page elsewhere may send a browser here under a name of its own: only our own names are answered.
-    named = [Middleware(TrustedHostMiddleware, allowed_hosts=[HERE, "localhost"])] if alone else []
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False", "GRADIO_TEMP_DIR": uploads}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the uploads go even then
+    page = build(studio, opened).queue(api_open=False)  # nothing goes past the queue
+    # A page elsewhere may send a browser here, under a name of its own or from its own pages: neither is answered.
+    guards = [Middleware(SameOrigin)]
+    if alone:
+        guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=[HERE, "localhost"]))
     try:
         _, address, shared = page.launch(
             server_name=host,
@@ -77,17 +86,37 @@ def serve(
             ssr_mode=False,
             footer_links=[],
             max_file_size=UPLOAD_LIMIT,
-            app_kwargs={"middleware": named},
+            app_kwargs={"middleware": guards},
             enable_monitoring=False,
             pwa=False,
             mcp_server=False,
         )
+        if share and not shared:
+            raise KdguardError("no public address could be had from Gradio", "--host 0.0.0.0 for your own network")
         ready(shared if share else address, password)
         page.block_thread()
-    except OSError:
-        raise InputError(f"port {port} is taken", f"kdguard ui {studio.root} --port {port + 1}") from None
+    except OSError as error:
+        if "empty port" in str(error):
+            raise InputError(f"port {port} is taken", f"kdguard ui {studio.root} --port {port + 1}") from None
+        raise InputError(f"cannot listen on {host} ({error})", "--host 127.0.0.1, or an address of this one") from None
     finally:
         shutil.rmtree(uploads, ignore_errors=True)
+
+
+class SameOrigin:
+    """Refuses what a page of another site makes a browser send."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] != "GET":
+            headers = Headers(scope=scope)
+            origin = headers.get("origin")
+            if origin and urlsplit(origin).netloc != headers.get("host"):
+                await PlainTextResponse("another site's request", 403)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
 
 
 def theme() -> Any:
@@ -99,4 +128,8 @@ def theme() -> Any:
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
     )
-    return theme.set(body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400")
+    return theme.set(
+        body_text_color_subdued="*neutral_500",
+        body_text_color_subdued_dark="*neutral_400",
+        input_placeholder_color_dark="*neutral_400",
+    )

@@ -27,12 +27,24 @@ def fill(template: str, **values: Any) -> str:
 html = functools.partial(gr.HTML, js_on_load=None, apply_default_css=False)
 
 
-def told(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, whose errors are shown as what went wrong and the next thing to do."""
+def told(function: Callable[..., Any], *, as_text: bool = False) -> Callable[..., Any]:
+    """The same function, whose errors say what went wrong and the next thing to do: on the page, or for programs.
 
-    def shown(error: KdguardError) -> gr.Error:
-        hint = f"<br>{escape(error.hint)}" if error.hint else ""
-        return gr.Error(escape(error.message) + hint, print_exception=False)
+    Whatever nobody foresaw is told in a line as well, and in full in the terminal.
+    """
+
+    def shown(error: Exception) -> Exception:
+        ours = isinstance(error, KdguardError)
+        if isinstance(error, gr.Error):
+            return error
+        if type(error).__name__ == "OutOfMemoryError":
+            lines = ["the GPU ran out of memory", "stop what else uses it, or ask a smaller model"]
+        elif ours:
+            lines = [error.message, *([error.hint] if error.hint else [])]
+        else:
+            lines = [f"{type(error).__name__}: {error}", "the terminal of kdguard ui shows where"]
+        text = "; ".join(lines) if as_text else "<br>".join(map(escape, lines))
+        return gr.Error(text, print_exception=not ours)
 
     if inspect.isgeneratorfunction(function):
 
@@ -40,8 +52,8 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
         def generator(*args: Any, **kwargs: Any) -> Any:
             try:
                 yield from function(*args, **kwargs)
-            except KdguardError as error:
-                raise shown(error) from None
+            except Exception as error:
+                raise shown(error) from (None if isinstance(error, KdguardError) else error)
 
         return generator
 
@@ -49,8 +61,8 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
     def plain(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
-        except KdguardError as error:
-            raise shown(error) from None
+        except Exception as error:
+            raise shown(error) from (None if isinstance(error, KdguardError) else error)
 
     return plain
 

@@ -23,9 +23,7 @@ class Progress:
     seconds_left: float | None = None
     losses: list[Event] = field(default_factory=list)
     sampled: list[Event] = field(default_factory=list)
-    watched: list[Event] = field(default_factory=list)
     answers: list[Event] = field(default_factory=list)
-    plan: dict[str, Any] = field(default_factory=dict)
 
     @property
     def in_words(self) -> str:
@@ -34,7 +32,7 @@ class Progress:
 
 def progress(events: Sequence[Event]) -> Progress:
     """Where the events end. A resumed run comes to some steps again: what is told last of a step counts."""
-    told: dict[str, dict[Any, Event]] = {"loss": {}, "sampled": {}, "watched": {}, "answers": {}}
+    told: dict[str, dict[Any, Event]] = {"loss": {}, "sampled": {}, "answers": {}}
     found = Progress()
     began = started = 0.0
     for event in events:
@@ -44,15 +42,13 @@ def progress(events: Sequence[Event]) -> Progress:
         if kind == "process":
             found.phase, found.done, found.total, began = "starting", 0, 0, event["time"]
             started = event["time"]
-        elif kind == "plan":
-            found.plan = event
         elif kind == "phase":
             found.phase, found.done, found.total, began = event["name"], 0, 0, event["time"]
         elif kind == "progress":
             found.phase, found.done, found.total = event["phase"], event["done"], event["total"]
         elif kind == "loss":
             found.phase, found.done, found.total = "train", event["step"], event["steps"]
-    found.losses, found.sampled, found.watched, found.answers = (list(each.values()) for each in told.values())
+    found.losses, found.sampled, found.answers = (list(each.values()) for each in told.values())
     recent = [event["time"] for event in found.losses if event["time"] >= started][-_RECENT:]
     if found.phase == "train" and len(recent) > 1:
         pace = median(b - a for a, b in pairwise(recent))

@@ -1,6 +1,5 @@
 """The Runs tab: all of them in figures, one as its report, several beside each other, and taking one away."""
 
-import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -21,7 +20,7 @@ def overview(studio: Studio) -> str:
     """Every run with its figures, and the finished ones as a picture."""
     from kdguard.report.plots import plot_runs
 
-    finished = studio.finished()
+    reports = studio.reports()
     rows = []
     for name in studio.names():
         folder = studio.root / name
@@ -33,14 +32,14 @@ def overview(studio: Studio) -> str:
                 "state": studio.state(name),
                 "model": Path(str(config.get("model", ""))).name,
                 "data": data_names(config),
-                "report": finished[name].report if name in finished else None,
+                "report": reports.get(name),
                 "when": time.strftime("%d %b %H:%M", time.localtime(changed)),
             }
         )
     points = [
-        (name, run.report["learned"]["after"], run.report["kept"]["forgetting"])
-        for name, run in finished.items()
-        if run.report["learned"]["n"] and run.report["kept"]["known"]
+        (name, report["learned"]["after"], report["kept"]["forgetting"])
+        for name, report in reports.items()
+        if report["learned"]["n"] and report["kept"]["known"]
     ]
     return fill("runs.html", rows=rows, folder=studio.root, plot=plot_runs(points) if points else "")
 
@@ -50,7 +49,7 @@ def packed(studio: Studio, name: str) -> Path:
     path = studio.path(name)
     if studio.state(name) != FINISHED:
         raise InputError(f"{name}: this run has not finished", "kdguard tune --resume goes on with it")
-    out = Path(tempfile.mkdtemp()) / f"{name.replace('/', '-')}.zip"
+    out = studio.scratch / f"{name.replace('/', '-')}.zip"
     files = [path / each for each in (run_folder.REPORT, "report.html", run_folder.CONFIG)]
     files += sorted((path / run_folder.ADAPTER).iterdir())
     with zipfile.ZipFile(out, "w") as archive:
@@ -63,14 +62,14 @@ def tab(studio: Studio, here: gr.Tab) -> None:
     """Build it, in the tab `here`."""
 
     def show(names: list[str]) -> tuple[Any, ...]:
-        there = list(studio.finished())
+        there = list(studio.reports())
         return overview(studio), gr.Dropdown(there, value=[name for name in names if name in there])
 
     def pick(names: list[str]) -> tuple[Any, ...]:
         runs = [studio.run(name) for name in names]
         shown = ""
         if len(runs) == 1:
-            page = (studio.path(names[0]) / "report.html").read_text(encoding="utf-8")
+            page = (runs[0].path / "report.html").read_text(encoding="utf-8")
             shown = fill("chosen.html", name=names[0], report=runs[0].report, page=page, found=None)
         elif runs:
             reports = list(zip(names, (run.report for run in runs), strict=True))

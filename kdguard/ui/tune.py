@@ -12,10 +12,12 @@ from typing import Any
 import gradio as gr
 
 from kdguard.config import TuneConfig, presets, resolve
-from kdguard.errors import InputError, KdguardError
+from kdguard.errors import InputError
 from kdguard.probes.packs import shipped_packs
 from kdguard.report.build import verdict
+from kdguard.report.run import CONFIG
 from kdguard.ui import ask
+from kdguard.ui.pack import PACK
 from kdguard.ui.parts import GPU, QUIET, duration, fill, html, libraries, told
 from kdguard.ui.progress import progress
 from kdguard.ui.studio import FAILED, FINISHED, STOPPED, TRAINING, Studio
@@ -23,6 +25,8 @@ from kdguard.ui.studio import FAILED, FINISHED, STOPPED, TRAINING, Studio
 NO_BUDGET = "none"
 OWN = "your own"
 SHOWN = 3  # rows whose tokens are shown
+POINTS = 500  # of a curve, at most
+TUNES = "Start kdguard tune on an uploaded file, as a process; all but the file may be left out."
 EVERY = 2  # seconds between two looks at a training
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
@@ -47,9 +51,10 @@ def asked_for(studio: Studio, data: Path | None, model: str, goal: str, budget: 
     flags |= {"goal": goal if goal != "facts" else None, "budget": budget if budget != NO_BUDGET else None}
     flags |= {key: value for key, value in more.items() if value not in (None, "")}
     if packs := flags.pop("probes", None):
-        if OWN in packs and not studio.pack.is_file():
+        pack = studio.root / PACK
+        if OWN in packs and not pack.is_file():
             raise InputError("your own pack holds no probes yet", "make a question one in the Ask tab")
-        flags["probes"] = [str(studio.pack) if pack == OWN else pack for pack in packs]
+        flags["probes"] = [str(pack) if each == OWN else each for each in packs]
     return flags
 
 
@@ -73,7 +78,8 @@ def needed_gib(config: str) -> float:
     from kdguard.model.fit import estimate_gib, shape
 
     wanted = TuneConfig.model_validate_json(config)
-    return estimate_gib(shape(wanted), wanted, wanted.max_length)
+    packing = (wanted.micro_batch_size or 1) * wanted.max_length if wanted.packing else None
+    return estimate_gib(shape(wanted), wanted, wanted.max_length, packing)
 
 
 def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
@@ -84,9 +90,9 @@ def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
         here = Path.cwd()
         return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
-    def read(file: str | None, asking: gr.Progress = gr.Progress()) -> tuple[str, Any]:  # noqa: B008 - how gradio hands it in
+    def read(file: str | None, asking: gr.Progress = gr.Progress()) -> tuple[str, Any, str | None]:  # noqa: B008 - how gradio hands it in
         if not file:
-            return "", gr.skip()
+            return "", gr.skip(), None
         from kdguard.data.check import check, lengths
         from kdguard.terminal import in_words
 
@@ -96,10 +102,16 @@ def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
         try:
             checked = check([file], progress=lambda done, total: asking((done, total), desc="Checking", unit="bytes"))
         except InputError as error:
-            return fill("read.html", error=_by_name(error, file)), gr.skip()
+            return fill("read.html", error=_by_name(error, file)), gr.skip(), file
         spread = lengths(checked.characters)
         said = in_words(spread, "characters") if spread else ""
-        return fill("read.html", error=None, checked=checked, lengths=said), free
+        return fill("read.html", error=None, checked=checked, lengths=said), free, file
+
+    def clear(file: str | None) -> tuple[Any, ...]:
+        """Nothing is kept of a file that was only looked at."""
+        if file:
+            studio.forget(Path(file))
+        return "", gr.Accordion(visible=False), "", None
 
     def tokens(file: str | None, model: str, max_length: str) -> str:
         if not file:
@@ -167,10 +179,24 @@ def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
     ) -> dict[str, Any]:
         if not file:
             raise InputError("there are no data to learn", "drop a file first")
-        if busy := studio.training():
-            raise KdguardError(f"{busy[0]} is being trained", "stop it first, or wait for it")
+        studio.refuse_busy()
         free = studio.new_name((name or "").strip() or Path(file).stem)
-        values = (model, goal, budget, guard, control, epochs, lr, rank, max_length, batch_size, seed, probes)
+        if control:
+            studio.new_name(f"{free}-control")
+        values = (
+            model or _first_model(),
+            goal,
+            budget,
+            guard,
+            control,
+            epochs,
+            lr,
+            rank,
+            max_length,
+            batch_size,
+            seed,
+            probes,
+        )
         flags, twin = flags_of(Path(file), values)
         config = resolve(flags)
         if twin and not config.guard:
@@ -184,17 +210,15 @@ def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
     def live(name: str | None) -> tuple[Any, ...]:
         """How the watched run is getting on, and what can be done with it."""
         at = studio.state(name) if name else ""
+        begun = bool(name) and (studio.root / name / CONFIG).is_file()
+        stopping = at == TRAINING and studio.stopping(name)
         if not name:
             picture = fill("live.html", name=None)
         else:
             from kdguard.report.plots import plot_training
 
-            events = studio.events(name)
-            found = progress(events)
-            job = studio.jobs.get(name)
-            said = job.said() if job and (at == FAILED or not events) else []
-            if at == FAILED:
-                said = [line.removeprefix("error ").removeprefix("  try ") for line in said[-2:]]
+            found = progress(studio.events(name))
+            said = [line.removeprefix("error ").removeprefix("  try ") for line in studio.said(name)[-2:]]
             picture = fill(
                 "live.html",
                 name=name,
@@ -204,12 +228,15 @@ def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
                 left=duration(found.seconds_left),
                 said=said,
                 verdict=verdict(studio.run(name).report) if at == FINISHED else "",
-                plot=plot_training(found.losses, found.sampled) if found.losses else "",
+                plot=plot_training(found.losses[:: 1 + len(found.losses) // POINTS], found.sampled)
+                if found.losses
+                else "",
+                begun=begun,
             )
         return (
             picture,
-            gr.Button(visible=at == TRAINING),
-            gr.Button(visible=at == STOPPED),
+            gr.Button("Stopping …" if stopping else "Stop", visible=at == TRAINING, interactive=not stopping),
+            gr.Button(visible=begun and at in (STOPPED, FAILED)),
             gr.Button(visible=at == FINISHED),
             gr.Timer(active=at == TRAINING),
         )
@@ -228,26 +255,28 @@ def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
         )
 
     def resume(name: str) -> tuple[Any, ...]:
-        if busy := studio.training():
-            raise KdguardError(f"{busy[0]} is being trained", "stop it first, or wait for it")
+        studio.refuse_busy()
         path = studio.path(name)
         ask.let_go()
         studio.start(name, ["tune", "--resume", "--out", str(path)])
         return live(name)
 
-    def stop(name: str) -> None:
+    def stop(name: str) -> tuple[Any, ...]:
         studio.stop(name)
-        gr.Info("It saves a checkpoint and ends; Resume goes on from there.")
+        return live(name)
 
     def state(run: str) -> dict[str, Any]:
         """How a run is getting on: its state (training, stopped, failed, finished), the phase, how much of it is done,
         the seconds left of it, and the last losses."""
-        if run not in studio.names():
-            raise InputError(f"{run!r}: there is no such run here", "choose one of the list")
         found = progress(studio.events(run))
         last = found.losses[-1] if found.losses else {}
-        told = {key: value for key, value in asdict(found).items() if key in ("phase", "done", "total", "seconds_left")}
-        return {"run": run, "state": studio.state(run), **told, "ce": last.get("ce"), "kl": last.get("kl")}
+        words = {
+            key: value for key, value in asdict(found).items() if key in ("phase", "done", "total", "seconds_left")
+        }
+        at = studio.state(run)
+        if at != TRAINING:
+            words["seconds_left"] = None
+        return {"run": run, "state": at, **words, "ce": last.get("ce"), "kl": last.get("kl")}
 
     def end(run: str) -> dict[str, Any]:
         """Ask a run to save a checkpoint and end."""
@@ -255,8 +284,8 @@ def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
         studio.stop(run)
         return found
 
-    gr.api(told(state), api_name="progress")
-    gr.api(told(end), api_name="stop")
+    gr.api(told(state, as_text=True), api_name="progress")
+    gr.api(told(end, as_text=True), api_name="stop")
 
     with gr.Row(elem_id="tune"):
         with gr.Column(scale=3, min_width=320):
@@ -266,6 +295,7 @@ def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
                 height=160,
                 elem_id="data",
             )
+            kept = gr.State(None)
             seen = html(elem_id="read")
             with gr.Accordion("Rows as the model sees them", open=False, visible=False, elem_id="tokens") as rows:
                 coloured = html()
@@ -308,7 +338,7 @@ def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
                 label="What will run", interactive=False, buttons=["copy"], lines=2, max_lines=6, elem_id="command"
             )
             begin = gr.Button("Start", variant="primary", elem_id="start")
-            started = gr.JSON(visible=False)
+            started = gr.JSON(label="run and command", visible=False)
         with gr.Column(scale=4, min_width=320):
             watched = gr.Dropdown([], value=None, label="Run", visible=False, elem_id="watched")
             picture = html(fill("live.html", name=None), elem_id="live")
@@ -320,16 +350,25 @@ def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
 
     settings = [model, goal, budget, guard, control, epochs, lr, rank, max_length, batch_size, seed, probes]
     looked = [picture, halt, again, look, timer]
-    file.upload(told(read), file, [seen, name], show_progress_on=seen, api_visibility="private").then(
+    file.upload(told(read), file, [seen, name, kept], show_progress_on=seen, api_visibility="private").then(
         lambda: gr.Accordion(visible=True), None, rows, **QUIET
     ).then(tokens, [file, model, max_length], coloured, api_visibility="private")
-    file.clear(lambda: ("", gr.Accordion(visible=False), ""), None, [seen, rows, name], **QUIET)
+    file.clear(told(clear), kept, [seen, rows, name, kept], **QUIET)
     for changed in (model.change, max_length.change):
         changed(told(tokens), [file, model, max_length], coloured, trigger_mode="always_last", **QUIET)
     gr.on([each.change for each in (file, name, *settings)], preview, [file, name, *settings], command, **QUIET)
     sized = [model, goal, budget, guard, rank, max_length, batch_size]
     gr.on([each.change for each in sized], room, settings, fits, trigger_mode="always_last", **QUIET)
-    began = begin.click(told(start), [file, name, *settings], started, api_name="tune", show_progress="hidden", **GPU)
+    began = begin.click(
+        told(start),
+        [file, name, *settings],
+        started,
+        api_name="tune",
+        api_description=TUNES,
+        show_progress="minimal",
+        show_progress_on=picture,
+        **GPU,
+    )
     choices = [watched, model, *looked]
     began.success(lambda start: told(show)(start["run"]), started, choices, **QUIET)
     watched.input(told(live), watched, looked, **QUIET)
@@ -337,7 +376,7 @@ def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
     here.select(told(show), watched, choices, **QUIET).then(preview, [file, name, *settings], command, **QUIET).then(
         room, settings, fits, **QUIET
     )
-    halt.click(told(stop), watched, None, **QUIET)
+    halt.click(told(stop), watched, looked, **QUIET)
     again.click(told(resume), watched, looked, **QUIET, **GPU)
 
     return look, watched
@@ -354,7 +393,7 @@ def _first_model() -> str:
 
 
 def _here(words: Sequence[str], short: Any) -> list[str]:
-    return [short(Path(word)) if word.startswith("/") else word for word in words]
+    return [short(Path(word)) if Path(word).is_absolute() else word for word in words]
 
 
 def _by_name(error: InputError, file: str) -> InputError:

@@ -1,5 +1,6 @@
 """The page called by programs, and by people who mean it no good: by name, refused or served in turn."""
 
+import json
 import re
 import shutil
 import threading
@@ -74,7 +75,7 @@ def test_tune_by_name_is_watched_and_stopped(client, runs):
     assert re.fullmatch(r"kdguard tune \S+facts.jsonl --preset demo .*--epochs 40.*", started["command"])
     with pytest.raises(AppError, match="is being trained"):
         client.predict(handle_file(DATA), "another", model="demo", api_name="/tune")
-    with pytest.raises(AppError, match="being trained and needs the memory"):
+    with pytest.raises(AppError, match="is being trained"):
         client.predict("Who?", api_name="/ask")
     until = time.time() + 120
     while (at := client.predict("by-name", api_name="/progress"))["phase"] != "train" or at["done"] < 2:
@@ -87,6 +88,25 @@ def test_tune_by_name_is_watched_and_stopped(client, runs):
         time.sleep(0.5)
     assert at["state"] == "stopped" and list((runs / "by-name" / "checkpoints").glob("checkpoint-*"))
     shutil.rmtree(runs / "by-name")
+
+
+def test_a_training_outlives_the_page_and_is_found_by_the_next(runs):
+    with serving(runs) as server:
+        person = Client(server.address, verbose=False)
+        data = handle_file(runs.parent / "facts.jsonl")
+        person.predict(data, "outlives", model="demo", epochs="40", probes=["your own"], api_name="/tune")
+        until = time.time() + 120
+        while person.predict("outlives", api_name="/progress")["phase"] == "starting":
+            assert time.time() < until
+            time.sleep(0.5)
+    with serving(runs) as server:
+        person = Client(server.address, verbose=False)
+        assert person.predict("outlives", api_name="/progress")["state"] == "training"
+        person.predict("outlives", api_name="/stop")
+        while person.predict("outlives", api_name="/progress")["state"] == "training":
+            assert time.time() < until
+            time.sleep(0.5)
+    shutil.rmtree(runs / "outlives")
 
 
 def test_a_training_that_fails_says_why(client, tmp_path):
@@ -134,12 +154,22 @@ def test_no_file_is_served_but_what_the_page_made(server, runs):
             assert found.status_code in (400, 403, 404, 405), (route, path)
 
 
-def test_an_upload_of_the_clients_choosing_is_refused(server):
+def test_an_upload_of_the_clients_choosing_is_refused(server, runs):
     """A file that was never uploaded cannot be named as if it had been."""
-    payload = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
-    found = httpx.post(f"{server.address}gradio_api/call/tune", json={"data": [payload, "stolen"]})
-    said = httpx.get(f"{server.address}gradio_api/call/tune/{found.json()['event_id']}", timeout=60).text
-    assert "event: error" in said and "root:" not in said
+    stolen = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+    config = httpx.get(f"{server.address}config").json()
+    files = {part["id"] for part in config["components"] if part["type"] == "file"}
+    takers = [each for each in config["dependencies"] if files & set(each["inputs"])]
+    assert len(takers) >= 4
+    for number, each in enumerate(takers):
+        data = [stolen if part in files else None for part in each["inputs"]]
+        session = f"thief{number}"
+        asked = {"data": data, "fn_index": each["id"], "session_hash": session}
+        assert httpx.post(f"{server.address}gradio_api/queue/join", json=asked).status_code == 200
+        with httpx.stream("GET", f"{server.address}gradio_api/queue/data?session_hash={session}", timeout=60) as said:
+            text = next(line for line in said.iter_lines() if "process_completed" in line)
+        assert json.loads(text.removeprefix("data:"))["success"] is False and "root:" not in text
+    assert not list(runs.rglob("passwd"))
 
 
 def test_what_leads_out_of_the_folder_is_not_opened(tmp_path, runs):
@@ -198,6 +228,12 @@ def uploads_of(pid: int) -> Path:
 def test_only_this_computer_is_answered(server):
     assert httpx.get(server.address).status_code == 200
     assert httpx.get(server.address, headers={"Host": "evil.example"}).status_code == 400
+    upload = {"url": f"{server.address}gradio_api/upload", "files": {"files": b"x"}}
+    assert httpx.post(**upload, headers={"Origin": "http://evil.example"}).status_code == 403
+    assert httpx.post(**upload, headers={"Origin": server.address.rstrip("/")}).status_code == 200
+    assert httpx.post(f"{server.address}gradio_api/run/tune", json={"data": []}).status_code == 404
+    for route in ("runs", "gradio_api/run-history/connect"):
+        assert httpx.post(f"{server.address}{route}", json={}).status_code in (403, 404, 405)
     listening = Path("/proc/net/tcp").read_text() if Path("/proc/net/tcp").exists() else ""
     if listening:
         port = f"{server.port:04X}"
