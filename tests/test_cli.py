@@ -28,6 +28,7 @@ def kdguard(*arguments: object, cwd: Path = ROOT, **environment: str) -> subproc
     )
 
 
+@pytest.mark.alone
 def test_help_answers_at_once_and_imports_no_torch():
     seconds = []
     for _ in range(5):

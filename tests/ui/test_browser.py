@@ -211,6 +211,7 @@ def test_a_run_from_the_page_stopped_reloaded_and_resumed(open_page, runs):
         assert steps == sorted(steps) and len(set(steps)) == len(steps) == 90  # it went on, and did nothing twice
 
 
+@pytest.mark.alone
 def test_usable_in_five_seconds_and_5000_probes_filter_in_300_ms(open_page, tmp_path, record_property):
     texts = [f"Is number {i} a {'prime' if i % 3 else 'fizz'}" for i in range(5000)]
     before, after = answers(texts, True), answers(texts, True)

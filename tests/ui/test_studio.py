@@ -208,6 +208,7 @@ def test_a_run_that_goes_on_in_a_terminal_is_seen_though_it_was_begun_here(tmp_p
     assert studio.state("run") == STOPPED
 
 
+@pytest.mark.alone
 def test_twenty_runs_are_as_quick_as_one(tmp_path):
     texts = [str(i) for i in range(2000)]
     for i in range(20):
