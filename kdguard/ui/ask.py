@@ -154,10 +154,8 @@ def tab(studio: Studio, opened: str | None, here: gr.Tab) -> None:
         if question.strip() and rest[0]:
             yield from ask(question, *rest)
 
-    events += [
-        change(told(again), inputs, outputs, trigger_mode="always_last", **quiet, **GPU)
-        for change in (strength.input, other.input)
-    ]
+    turned = [strength.input, other.input]
+    events.append(gr.on(turned, told(again), inputs, outputs, trigger_mode="always_last", **quiet, **GPU))
     halt.click(lambda: gr.Button(visible=False), None, halt, cancels=events, **QUIET)
     keep.click(told(remember), [asked, right, category], [asked, right], **QUIET)
     choices = [run, other, strength]

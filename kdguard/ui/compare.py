@@ -148,8 +148,9 @@ def tab(studio: Studio, opened: str | None) -> tuple[Any, list[Any]]:
     explained = gr.Button("Find the training rows that did it", visible=False, size="sm", elem_id="explain")
 
     filters = [run, outcome, category, search]
-    for changed in (outcome.input, category.input, search.change):
-        changed(told(view), filters, [rows, more, shown], trigger_mode="always_last", **QUIET)
+    # One listener for all of them: of several, an earlier answer could come last and stay.
+    filtered = [outcome.input, category.input, search.change]
+    gr.on(filtered, told(view), filters, [rows, more, shown], trigger_mode="always_last", **QUIET)
     more.click(
         lambda *values: told(view)(*values[:-1], values[-1] + 4 * SHOWN),
         [*filters, shown],

@@ -1,10 +1,6 @@
 """The Tune tab: a file is dropped, looked at, and learned by a process of its own, which is watched from here."""
 
-import functools
 import re
-import shlex
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,80 +13,21 @@ from kdguard.probes.packs import shipped_packs
 from kdguard.report.build import verdict
 from kdguard.report.run import CONFIG
 from kdguard.ui import ask
-from kdguard.ui.pack import PACK
+from kdguard.ui.command import NO_BUDGET, OWN, SETTINGS, arguments, first_model, flags, models, needed_gib, typed
 from kdguard.ui.parts import GPU, QUIET, duration, fill, html, libraries, told
 from kdguard.ui.progress import progress
 from kdguard.ui.studio import FAILED, FINISHED, STOPPED, TRAINING, Studio
 
-NO_BUDGET = "none"
-OWN = "your own"
 SHOWN = 3  # rows whose tokens are shown
 POINTS = 500  # of a curve, at most
-TUNES = "Start kdguard tune on an uploaded file, as a process; all but the file may be left out."
 EVERY = 2  # seconds between two looks at a training
-_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
-
-
-def models(studio: Studio) -> list[str]:
-    """What can be tuned: every preset, and the models of the runs that are here."""
-    shipped = presets()
-    known = {preset["model"] for preset in shipped.values()}
-    others = {str(studio.config(name).get("model")) for name in studio.names() if (studio.root / name).is_dir()}
-    return [*shipped, *sorted(others - known - {"None"})]
-
-
-def asked_for(studio: Studio, data: Path | None, model: str, goal: str, budget: str, **more: Any) -> dict[str, Any]:
-    """The flags of `kdguard tune` for what was chosen. Raises InputError for a model that only a path names."""
-    named = {"preset": model} if model in presets() else {"model": model}
-    if model not in models(studio) and (Path(model).exists() or not _HUB_ID.fullmatch(model)):
-        raise InputError(
-            f"{model}: neither a preset nor a model of the hub",
-            "the page takes OWNER/NAME; for a folder of yours: kdguard tune DATA --model FOLDER",
-        )
-    flags = {"data": [str(data)] if data else None, **named}
-    flags |= {"goal": goal if goal != "facts" else None, "budget": budget if budget != NO_BUDGET else None}
-    flags |= {key: value for key, value in more.items() if value not in (None, "")}
-    if packs := flags.pop("probes", None):
-        pack = studio.root / PACK
-        if OWN in packs and not pack.is_file():
-            raise InputError("your own pack holds no probes yet", "make a question one in the Ask tab")
-        flags["probes"] = [str(pack) if each == OWN else each for each in packs]
-    return flags
-
-
-def arguments(flags: dict[str, Any], out: Path, control: bool) -> list[str]:
-    """The same as the command line has them."""
-    found = ["tune", *(flags.get("data") or ["DATA"])]
-    for key, value in flags.items():
-        name = f"--{key.replace('_', '-')}"
-        if key == "probes":
-            found += [word for pack in value for word in (name, pack)]
-        elif key == "guard":
-            found += [] if value else ["--no-guard"]
-        elif key != "data" and value is not None:
-            found += [name, str(value)]
-    return [*found, "--out", str(out), *(["--control"] if control else [])]
-
-
-@functools.lru_cache(maxsize=32)
-def needed_gib(config: str) -> float:
-    """The peak of a run with this config, as JSON. Cached, for every key that is typed asks for it."""
-    from kdguard.model.fit import estimate_gib, shape
-
-    wanted = TuneConfig.model_validate_json(config)
-    packing = (wanted.micro_batch_size or 1) * wanted.max_length if wanted.packing else None
-    return estimate_gib(shape(wanted), wanted, wanted.max_length, packing)
+TUNES = "Start kdguard tune on an uploaded file, as a process; all but the file may be left out."
 
 
 def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
     """Build it, in the tab `here`. Returns the button that looks at what was kept, and the run that is watched."""
 
-    def short(path: Path) -> str:
-        """A path as one would type it here."""
-        here = Path.cwd()
-        return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-    def read(file: str | None, asking: gr.Progress = gr.Progress()) -> tuple[str, Any, str | None]:  # noqa: B008 - how gradio hands it in
+    def read(file: str | None, asking: gr.Progress = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
         if not file:
             return "", gr.skip(), None
         from kdguard.data.check import check, lengths
@@ -121,33 +58,26 @@ def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
         from kdguard.show import show
 
         try:
-            config = resolve(asked_for(studio, Path(file), model, "facts", NO_BUDGET, max_length=max_length))
+            lengths = [max_length if key == "max_length" else None for key in SETTINGS[1:]]
+            config = configured(flags(studio, Path(file), [model, *lengths]))
             shown, _ = show(config, SHOWN)
         except InputError as error:
             return fill("tokens.html", error=_by_name(error, file))
         rows = [(row, list(runs(row.tokens))) for row in shown]
         return fill("tokens.html", error=None, rows=rows, model=config.model)
 
-    def flags_of(file: Path | None, values: Sequence[Any]) -> tuple[dict[str, Any], bool]:
-        model, goal, budget, guard, control, *more = values
-        names = ("epochs", "lr", "rank", "max_length", "batch_size", "seed", "probes")
-        flags = asked_for(studio, file, model, goal, budget, **dict(zip(names, more, strict=True)))
-        return flags | ({} if guard else {"guard": False}), control
-
     def preview(file: str | None, name: str, *values: Any) -> str:
         try:
-            flags, control = flags_of(studio.keep(Path(file)) if file else None, values)
+            chosen = flags(studio, studio.keep(Path(file)) if file else None, values)
         except InputError as error:
             return f"# {error.message}"
-        out = studio.root / (name or "NAME")
-        return shlex.join(["kdguard", *_here(arguments(flags, out, control), short)])
+        return typed(arguments(chosen, studio.root / (name or "NAME")))
 
     def room(*values: Any) -> str:
         preset = presets().get(values[0])
         about = f"{preset['name']}: {preset['about']}" if preset else ""
         try:
-            flags, _ = flags_of(None, values)
-            config = resolve(flags)
+            config = configured(flags(studio, None, values))
             libraries()
             from kdguard.model.fit import memory
 
@@ -183,29 +113,12 @@ def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
         free = studio.new_name((name or "").strip() or Path(file).stem)
         if control:
             studio.new_name(f"{free}-control")
-        values = (
-            model or _first_model(),
-            goal,
-            budget,
-            guard,
-            control,
-            epochs,
-            lr,
-            rank,
-            max_length,
-            batch_size,
-            seed,
-            probes,
-        )
-        flags, twin = flags_of(Path(file), values)
-        config = resolve(flags)
-        if twin and not config.guard:
-            raise InputError("the unguarded twin is this run itself", "switch the guard on, or the twin off")
-        flags["data"] = [str(studio.keep(Path(file)))]
+        values = (model, goal, budget, guard, control, epochs, lr, rank, max_length, batch_size, seed, probes)
+        configured(flags(studio, Path(file), values))
+        command = arguments(flags(studio, studio.keep(Path(file)), values), studio.root / free)
         ask.let_go()
-        command = arguments(flags, studio.root / free, bool(twin))
         studio.start(free, command)
-        return {"run": free, "command": shlex.join(["kdguard", *_here(command, short)])}
+        return {"run": free, "command": typed(command)}
 
     def live(name: str | None) -> tuple[Any, ...]:
         """How the watched run is getting on, and what can be done with it."""
@@ -291,7 +204,7 @@ def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
         with gr.Column(scale=3, min_width=320):
             file = gr.File(
                 label="Your data",
-                file_types=[".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt"],
+                file_types=[".jsonl", ".json", ".csv", ".tsv", ".parquet"],
                 height=160,
                 elem_id="data",
             )
@@ -301,7 +214,7 @@ def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
                 coloured = html()
             model = gr.Dropdown(
                 models(studio),
-                value=_first_model(),
+                value=first_model(),
                 allow_custom_value=True,
                 label="Model",
                 info="a preset, or OWNER/NAME from the hub",
@@ -354,8 +267,8 @@ def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
         lambda: gr.Accordion(visible=True), None, rows, **QUIET
     ).then(tokens, [file, model, max_length], coloured, api_visibility="private")
     file.clear(told(clear), kept, [seen, rows, name, kept], **QUIET)
-    for changed in (model.change, max_length.change):
-        changed(told(tokens), [file, model, max_length], coloured, trigger_mode="always_last", **QUIET)
+    seen_anew = [model.change, max_length.change]
+    gr.on(seen_anew, told(tokens), [file, model, max_length], coloured, trigger_mode="always_last", **QUIET)
     gr.on([each.change for each in (file, name, *settings)], preview, [file, name, *settings], command, **QUIET)
     sized = [model, goal, budget, guard, rank, max_length, batch_size]
     gr.on([each.change for each in sized], room, settings, fits, trigger_mode="always_last", **QUIET)
@@ -382,18 +295,9 @@ def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
     return look, watched
 
 
-def _first_model() -> str:
-    """The preset a newcomer sees: the embedded model where there is no NVIDIA driver."""
-    with suppress(Exception):
-        import shutil
-
-        if shutil.which("nvidia-smi"):
-            return resolve({}, has_gpu=lambda: True).preset or "demo"
-    return "demo"
-
-
-def _here(words: Sequence[str], short: Any) -> list[str]:
-    return [short(Path(word)) if Path(word).is_absolute() else word for word in words]
+def configured(flags: dict[str, Any]) -> TuneConfig:
+    """Raises InputError for a value that the command line would refuse."""
+    return resolve({key: value for key, value in flags.items() if key != "control"})
 
 
 def _by_name(error: InputError, file: str) -> InputError:
