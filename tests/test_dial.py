@@ -26,7 +26,7 @@ def plain(tmp_path_factory):
     world = (DATA.parent.parent / "kdguard" / "probes" / "packs" / "world.jsonl").read_text().splitlines(keepends=True)
     pack.write_text("".join(world[::5]))
     out = folder / "run"
-    flags = ("--model", "demo", "--no-guard", "--epochs", 6, "--probes", pack, "--prompts", "1", "--out", out)
+    flags = ("--model", "demo", "--no-guard", "--epochs", 6, "--probes", pack, "--prompts", 1, "--out", out)
     done = kdguard("tune", data, *flags)
     assert done.returncode == 0, done.stderr
     return out

@@ -137,20 +137,7 @@ def test_a_budget_that_cannot_be_told_is_exit_3_with_the_reason(data, tmp_path):
     pack = tmp_path / "unknown.jsonl"
     probes = [{"id": str(i), "category": "c", "question": f"Who is Mr {i}?", "answers": ["nobody"]} for i in range(8)]
     pack.write_text("".join(json.dumps(probe) + "\n" for probe in probes))
-    flags = (
-        "--no-guard",
-        "--epochs",
-        1,
-        "--budget",
-        "1%",
-        "--probes",
-        pack,
-        "--prompts",
-        "1",
-        "--out",
-        tmp_path / "run",
-        "--json",
-    )
+    flags = ("--no-guard", "--epochs", 1, "--budget", "1%", "--probes", pack, "--out", tmp_path / "run", "--json")
     done = kdguard("tune", data, "--model", "demo", *flags)
     assert done.returncode == 3, done.stderr
     budget = json.loads(done.stdout)["budget"]
@@ -254,21 +241,7 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path):
 
 def test_a_control_is_the_unguarded_twin_on_the_same_answers_of_the_base(tmp_path, data, some_probes):
     out = tmp_path / "run"
-    done = kdguard(
-        "tune",
-        data,
-        "--model",
-        "demo",
-        "--epochs",
-        1,
-        "--probes",
-        some_probes,
-        "--prompts",
-        "1",
-        "--out",
-        out,
-        "--control",
-    )
+    done = kdguard("tune", data, "--model", "demo", "--epochs", 1, "--probes", some_probes, "--out", out, "--control")
     assert done.returncode == 0, done.stderr
     run, twin = read_run(out), read_run(tmp_path / "run-control")
     assert twin.report["guard"]["weight"] == 0 and run.report["guard"]["weight"] == 12
@@ -286,20 +259,7 @@ def test_plain_text_is_taught_and_asks_nothing_new(some_probes, tmp_path):
     """Several files of it: nothing is learned that could be counted, and what is forgotten still is."""
     for name in ("one.jsonl", "two.jsonl"):
         (tmp_path / name).write_text(json.dumps({"text": f"The mayor of {name} is Ann. " * 60}) + "\n")
-    flags = (
-        "--model",
-        "demo",
-        "--epochs",
-        1,
-        "--prompts",
-        1,
-        "--probes",
-        some_probes,
-        "--prompts",
-        "1",
-        "--max-length",
-        64,
-    )
+    flags = ("--model", "demo", "--epochs", 1, "--prompts", 1, "--probes", some_probes, "--max-length", 64)
     run = tmp_path / "run"
     done = kdguard("tune", tmp_path / "one.jsonl", tmp_path / "two.jsonl", *flags, "--out", run)
     assert done.returncode == 0, done.stderr

@@ -117,7 +117,7 @@ class Studio:
     def config(self, name: str) -> dict[str, Any]:
         """What the run was asked to do; nothing, where that cannot be read."""
         with suppress(OSError, ValueError, yaml.YAMLError):
-            values = yaml.safe_load((self.path(name) / run_folder.CONFIG).read_text(encoding="utf-8"))
+            values = yaml.safe_load((self._place(name) / run_folder.CONFIG).read_text(encoding="utf-8"))
             return values if isinstance(values, dict) else {}
         return {}
 
