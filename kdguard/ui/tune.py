@@ -252,7 +252,7 @@ def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
             )
             begin = gr.Button("Start", variant="primary", elem_id="start")
             started = gr.JSON(label="run and command", visible=False)
-        with gr.Column(scale=4, min_width=320):
+        with gr.Column(scale=4, min_width=320, elem_id="progress"):
             watched = gr.Dropdown([], value=None, label="Run", visible=False, elem_id="watched")
             picture = html(fill("live.html", name=None), elem_id="live")
             with gr.Row():
@@ -283,7 +283,9 @@ def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
         **GPU,
     )
     choices = [watched, model, *looked]
-    began.success(lambda start: told(show)(start["run"]), started, choices, **QUIET)
+    began.success(lambda start: told(show)(start["run"]), started, choices, **QUIET).then(
+        None, js="() => document.querySelector('#progress').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
+    )
     watched.input(told(live), watched, looked, **QUIET)
     timer.tick(told(live), watched, looked, **QUIET)
     here.select(told(show), watched, choices, **QUIET).then(preview, [file, name, *settings], command, **QUIET).then(
