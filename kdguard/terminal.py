@@ -1,6 +1,7 @@
 """What a person sees while a command works: the plan, progress with time left, and errors."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -8,11 +9,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from kdguard.doctor.check import OK, WARNING, WRONG, Check
 from kdguard.events import Event
 
 console = Console(highlight=False, emoji=False)
 err = Console(stderr=True, highlight=False, emoji=False)
 
+CHECK_COLOURS = {OK: "green", WARNING: "yellow", WRONG: "bold red"}
 SHOWN = 20  # rows of a table, or findings of a kind, before it is said how many more there are
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # they would steer the terminal
 
@@ -35,6 +38,9 @@ PHASES = {
     "ask new after": "asking the new questions",
     "ask watched after": "asking the watched questions",
     "report": "writing the report",
+    "ask the driver": "asking the GPU's driver",
+    "try libraries": "trying torch and bitsandbytes",
+    "look around": "looking at disks and the hub",
 }
 
 
@@ -133,6 +139,25 @@ def plan_table(plan: dict[str, Any]) -> Table:
     for name, value in rows.items():
         table.add_row(f"[bold]{name}[/]", plain(value))
     return table
+
+
+def print_checks(out: Console, checks: Sequence[Check]) -> None:
+    """What was found, a line each; then what mends it, unwrapped, to be copied."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for check in checks:
+        table.add_row(f"[{CHECK_COLOURS[check.state]}]{check.state}[/]", f"[bold]{check.what}[/]", plain(check.found))
+    out.print(table)
+    for state in (WRONG, WARNING):
+        for check in checks:
+            if check.state == state:
+                out.print(f"\n[{CHECK_COLOURS[state]}]{state}[/]  [bold]{check.what}[/]")
+                out.print(f"  {plain(check.mend)}", soft_wrap=True)
+    wrong, warnings = (sum(check.state == state for check in checks) for state in (WRONG, WARNING))
+    told = f"{warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""
+    out.print(f"\n{', '.join(filter(None, [f'{wrong} wrong' if wrong else 'nothing is wrong', told]))}")
 
 
 def plain(text: str) -> str:
