@@ -16,6 +16,7 @@ from kdguard.probes.packs import shipped_packs
 
 BUDGET = {"rehearsal": 2.0}  # what `--budget` changes of the defaults
 STYLE = {"epochs": 2, "rehearsal": 0.0}  # what `--goal style` changes of the defaults, those of presets too
+MOST_PACKED = 4096  # tokens that keep a GPU busy; a pack's attention mask grows with their square
 DEFAULT_PRESET = "qwen2.5-7b"
 _META = {"name", "license", "about"}  # keys of a preset that describe it and configure nothing
 
@@ -123,6 +124,13 @@ class TuneConfig(BaseModel):
         if value is not None and info.data.get("batch_size", value) % value:
             raise ValueError(f"--micro-batch-size {value} does not divide --batch-size {info.data['batch_size']}")
         return value
+
+    @property
+    def pack_tokens(self) -> int:
+        """The size of a pack of rows, in tokens; a longer row fits all the same."""
+        if self.micro_batch_size:
+            return self.micro_batch_size * self.max_length
+        return min(self.max_length, MOST_PACKED)
 
     @property
     def data_name(self) -> str | None:

@@ -16,6 +16,9 @@ from kdguard.data import IGNORE
 from kdguard.model.head import Head
 
 _CHUNK = 2**25  # logits of one product: 64 MiB in bf16
+# Logits worked on at once in fp32: enough for a GPU to be worth the call, few enough for a processor's caches.
+PIECE = {"cpu": 2**18}
+GPU_PIECE = 2**22
 
 
 class GuardLoss(NamedTuple):
@@ -73,11 +76,6 @@ def guard_loss(
     )
 
 
-def _piece(device: torch.device) -> int:
-    """Logits worked on at once in fp32: few enough for a processor's caches, enough for a GPU to be worth the call."""
-    return 2**18 if device.type == "cpu" else 2**22
-
-
 class _SharedHeadLoss(torch.autograd.Function):
     """Computes the gradient in forward, chunk by chunk, and hands it over in backward."""
 
@@ -90,7 +88,7 @@ class _SharedHeadLoss(torch.autograd.Function):
         n_guarded = torch.as_tensor(n_guarded, dtype=wide, device=student.device).clamp(min=1)
         shares = torch.ones_like(labels, dtype=wide) if shares is None else shares.to(wide)
         grad = torch.empty_like(student, dtype=wide) if student.requires_grad else None
-        piece = max(1, _piece(student.device) // len(head.weight))
+        piece = max(1, PIECE.get(student.device.type, GPU_PIECE) // len(head.weight))
         for start in range(0, len(student), chunk):
             rows = slice(start, start + chunk)
             product = head.product(student[rows])  # (chunk, vocabulary); its gradient takes its place, piece by piece

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
+from torch.profiler import record_function
 from transformers import PreTrainedModel
 
 from kdguard.data import IGNORE
@@ -88,7 +89,7 @@ def install(model: PeftModel, guard: Guard, kept: KeptStates | None = None) -> N
 
             def run_teacher(places: list[int] | None = None) -> Tensor:
                 part = batch if places is None else _some_rows(batch, rows, places)
-                with teacher_view(model, guard):
+                with record_function("teacher"), teacher_view(model, guard):
                     return _hidden_states(lm, part)[guarded_positions(part)]
 
             if kept is None or row_ids is None:
@@ -100,18 +101,20 @@ def install(model: PeftModel, guard: Guard, kept: KeptStates | None = None) -> N
                     lambda places: run_teacher(places).split([lengths[place] for place in places]),
                     labels.device,
                 )
-        return guard_loss(
-            _hidden_states(lm, batch)[at],
-            teacher,
-            labels[:, 1:][at],
-            head_of(lm),
-            weight=guard.weight,
-            temperature=guard.temperature,
-            masked=guard.masked,
-            shares=torch.where(torch.isin(row_of, rows[labels != IGNORE]), guard.lesson, 1.0),
-            n_targets=counts[0],
-            n_guarded=counts[1],
-        )._asdict()
+        student = _hidden_states(lm, batch)[at]
+        with record_function("loss"):
+            return guard_loss(
+                student,
+                teacher,
+                labels[:, 1:][at],
+                head_of(lm),
+                weight=guard.weight,
+                temperature=guard.temperature,
+                masked=guard.masked,
+                shares=torch.where(torch.isin(row_of, rows[labels != IGNORE]), guard.lesson, 1.0),
+                n_targets=counts[0],
+                n_guarded=counts[1],
+            )._asdict()
 
     lm.forward = forward
 

@@ -49,6 +49,20 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
+def quantization(quant: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """What bitsandbytes makes of the linear layers: NF4 with double quantisation, 8-bit, or nothing."""
+    return {
+        "4bit": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        ),
+        "8bit": BitsAndBytesConfig(load_in_8bit=True),
+        "none": None,
+    }[quant]
+
+
 def load_config(name: str, revision: str | None = None) -> PretrainedConfig:
     """The config of a hub id, a local folder or `demo`. Raises InputError when there is no such model."""
     path = Path(name)
@@ -99,23 +113,13 @@ def load_base(
     if hasattr(config, "attention_dropout"):
         config.attention_dropout = 0.0  # teacher and student must see the same network
     dtype = compute_dtype()
-    quantization = {
-        "4bit": BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        ),
-        "8bit": BitsAndBytesConfig(load_in_8bit=True),
-        "none": None,
-    }[quant]
     try:
         model = AutoModelForCausalLM.from_pretrained(
             _source(name),
             revision=revision,
             config=config,
             dtype=dtype,
-            quantization_config=quantization,
+            quantization_config=quantization(quant, dtype),
             device_map={"": device()},
             use_safetensors=True,
         )
