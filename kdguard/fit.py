@@ -21,6 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from kdguard.config import MOST_PACKED, TuneConfig
 from kdguard.guard.loss import PIECE
 from kdguard.guard.teacher import Guard, install
+from kdguard.model.embedding import free_embeddings
 from kdguard.model.empty import network, without_data
 from kdguard.model.load import Base, add_adapter
 from kdguard.model.meter import Meter
@@ -59,13 +60,17 @@ def estimate(config: TuneConfig, of: PretrainedConfig, length: int, *, gpu: bool
     return _by_length(config, of, LONG, gpu)(length)
 
 
-def longest(config: TuneConfig, of: PretrainedConfig, room: float, *, gpu: bool) -> int:
-    """The largest `max_length`, in tokens, with which a run stays within `room` bytes; 0 where none does."""
-    packed = estimate(config.model_copy(update={"max_length": MOST_PACKED}), of, MOST_PACKED, gpu=gpu)
-    lengths = LONG if packed.total <= room else PACKED
-    total = _by_length(config, of, lengths, gpu)
+def longest(config: TuneConfig, of: PretrainedConfig, rooms: Sequence[float], *, gpu: bool) -> list[int]:
+    """The largest `max_length`, in tokens, with which a run stays within each of `rooms` bytes; 0 where none does."""
     most = getattr(of.get_text_config(), "max_position_embeddings", None) or LONG[-1]
-    return bisect.bisect_right(range(most + 1), room, key=lambda length: total(length).total if length else 0) - 1
+    packed = _by_length(config, of, PACKED, gpu)
+    long = _by_length(config, of, LONG, gpu) if packed(MOST_PACKED).total <= max(rooms) else packed
+
+    def within(room: float) -> int:
+        needs = long if packed(MOST_PACKED).total <= room else packed
+        return bisect.bisect_right(range(1, most + 1), room, key=lambda length: needs(length).total)
+
+    return [within(room) for room in rooms]
 
 
 def _by_length(
@@ -141,6 +146,8 @@ def _run(config: TuneConfig, of: PretrainedConfig, length: int, gpu: bool, layer
         meter.label = "weights"
         without_data(base)
         base.tie_weights()
+        if gpu and config.quant != "none":
+            meter.live["weights"] -= free_embeddings(base)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         size = sum(parameter.nbytes for parameter in trained)
         meter.live["weights"] -= size

@@ -90,7 +90,7 @@ def tune(
         packing = (config.micro_batch_size or 1) * config.max_length  # tokens
     plan = {
         "model": config.model,
-        "parameters": base.model.num_parameters(),
+        "parameters": base.parameters,
         "device": str(device()),
         "quant": config.quant,
         "template": "ChatML" if tokenizer.chat_template.endswith(CHATML) else "the tokenizer's own",

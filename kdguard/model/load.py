@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from kdguard.data.tokens import with_chat_template
 from kdguard.demo import MODEL as DEMO
 from kdguard.errors import InputError
+from kdguard.model.embedding import LookedUp, free_embeddings
 
 
 @dataclass
@@ -36,6 +37,11 @@ class Base:
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def parameters(self) -> int:
+        table = self.model.get_input_embeddings()
+        return self.model.num_parameters() + (table.weight.numel() if isinstance(table, LookedUp) else 0)
 
 
 def device() -> torch.device:
@@ -63,15 +69,18 @@ def quantization(quant: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     }[quant]
 
 
-def load_config(name: str, revision: str | None = None) -> PretrainedConfig:
-    """The config of a hub id, a local folder or `demo`. Raises InputError when there is no such model."""
+def load_config(name: str, revision: str | None = None, *, weights: bool = True) -> PretrainedConfig:
+    """The config of a hub id, a local folder or `demo`. Raises InputError when there is no such model.
+
+    weights: whether a folder needs them too.
+    """
     path = Path(name)
     if name != "demo" and path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(
                 f"{name}: found no config.json in this folder", "--model FOLDER with a transformers model in it"
             )
-        if not list(path.glob("*.safetensors")):
+        if weights and not list(path.glob("*.safetensors")):
             raise InputError(
                 f"{name}: found no weights (*.safetensors) in this folder", "download or save the whole model there"
             )
@@ -135,6 +144,8 @@ def load_base(
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     model.requires_grad_(False)
+    if device().type == "cuda" and quant != "none":
+        free_embeddings(model)
     # Greedy is greedy and T = 1 is T = 1: none of the makers' penalties and filters.
     made = model.generation_config
     model.generation_config = GenerationConfig(
