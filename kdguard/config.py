@@ -1,6 +1,7 @@
 """`TuneConfig`, the only home of defaults. A preset is overridden by a config file, and that by flags."""
 
 import difflib
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,8 @@ from kdguard.probes.packs import shipped_packs
 BUDGET = {"rehearsal": 2.0}  # what `--budget` changes of the defaults
 STYLE = {"epochs": 2, "rehearsal": 0.0}  # what `--goal style` changes of the defaults, those of presets too
 DEFAULT_PRESET = "qwen2.5-7b"
-_META = {"name", "license", "about"}  # keys of a preset that describe it and configure nothing
+# keys of a preset that describe its model and configure nothing
+_META = {"name", "license", "about", "template", "target_modules", "head", "shape"}
 
 
 class TuneConfig(BaseModel):
@@ -144,8 +146,9 @@ class TuneConfig(BaseModel):
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
+@functools.cache  # the page asks at every key that is typed
 def presets() -> dict[str, dict[str, Any]]:
-    """Every shipped preset by name, its describing keys included."""
+    """Every shipped preset by name, its describing keys included. Not to be changed."""
     return {
         path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))
         for path in sorted(shipped("presets").glob("*.yaml"))
@@ -175,9 +178,11 @@ def resolve(
         raise InputError(f"no preset named {chosen!r}", _did_you_mean(chosen, list(available), "presets"))
     preset = {key: value for key, value in available.get(chosen or "", {}).items() if key not in _META}
     if model is not None and preset and model != preset["model"]:
-        preset.pop("revision", None)
+        preset = {
+            key: value for key, value in preset.items() if key not in ("revision", "lr")
+        }  # those of its own model
     if given.get("goal", from_file.get("goal")) == "style":
-        preset = {key: value for key, value in preset.items() if key not in STYLE}
+        preset = {key: value for key, value in preset.items() if key not in (*STYLE, "lr")}
     asked_for = {**from_file, **given}
     if asked_for.get("batch_size") and "micro_batch_size" not in asked_for:
         preset.pop("micro_batch_size", None)  # it was made for the preset's batch
