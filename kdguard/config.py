@@ -1,6 +1,7 @@
 """`TuneConfig`, the only home of defaults. A preset is overridden by a config file, and that by flags."""
 
 import difflib
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,10 @@ from kdguard.probes.packs import shipped_packs
 BUDGET = {"rehearsal": 2.0}  # what `--budget` changes of the defaults
 STYLE = {"epochs": 2, "rehearsal": 0.0}  # what `--goal style` changes of the defaults, those of presets too
 MOST_PACKED = 4096  # tokens that keep a GPU busy; a pack's attention mask grows with their square
-DEFAULT_PRESET = "qwen2.5-7b"
-_META = {"name", "license", "about"}  # keys of a preset that describe it and configure nothing
+BEST = "qwen2.5-7b", "qwen3-4b", "qwen2.5-1.5b"  # the preset that is taken on a GPU: the first of these that fits
+# keys of a preset that describe its model and configure nothing
+_META = {"name", "license", "about", "template", "target_modules", "head", "shape", "memory"}
+_OWN = "revision", "lr", "rank", "max_length"  # what of a preset was made for its model alone
 
 
 class TuneConfig(BaseModel):
@@ -152,40 +155,51 @@ class TuneConfig(BaseModel):
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
+@functools.cache  # the page asks at every key that is typed
 def presets() -> dict[str, dict[str, Any]]:
-    """Every shipped preset by name, its describing keys included."""
+    """Every shipped preset by name, its describing keys included. Not to be changed."""
     return {
         path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))
         for path in sorted(shipped("presets").glob("*.yaml"))
     }
 
 
+def preset_file(name: str) -> Path:
+    """The file of a preset, for people to read. Raises InputError when there is none of this name."""
+    if name not in presets():
+        raise InputError(f"no preset named {name!r}", _did_you_mean(name, list(presets()), "presets"))
+    return shipped("presets") / f"{name}.yaml"
+
+
 def resolve(
-    flags: dict[str, Any], config_file: Path | None = None, *, has_gpu: Callable[[], bool] = lambda: False
+    flags: dict[str, Any], config_file: Path | None = None, *, memory: Callable[[], float | None] = lambda: None
 ) -> TuneConfig:
     """Merge preset < config file < flags (None means not given) and validate.
 
     Without `--preset`, the preset whose model is the one asked for is taken, if there is one; where no model is asked
-    for either and there is a GPU, DEFAULT_PRESET. Raises InputError that names every wrong key at once.
+    for either, the first of BEST that fits into the GPU. memory: GiB of the GPU, None where there is none; what a preset
+    has for that size is taken. Raises InputError that names every wrong key at once.
     """
     given = {key: value for key, value in flags.items() if value is not None}
     from_file = _read_config(config_file) if config_file else {}
     chosen = given.get("preset", from_file.get("preset"))
     model = given.get("model", from_file.get("model"))
     available = presets()
-    if chosen is None and model is None and has_gpu():
-        chosen = DEFAULT_PRESET
+    if chosen is None and model is None and (room := memory()):
+        chosen = next((name for name in BEST if by_memory(available[name], room)), BEST[-1])
     if chosen is None:
         chosen = next(
             (name for name, preset in available.items() if model is not None and preset["model"] == model), None
         )
-    elif chosen not in available:
-        raise InputError(f"no preset named {chosen!r}", _did_you_mean(chosen, list(available), "presets"))
+    else:
+        preset_file(chosen)
     preset = {key: value for key, value in available.get(chosen or "", {}).items() if key not in _META}
+    if "memory" in available.get(chosen or "", {}) and (room := memory()):
+        preset |= by_memory(available[chosen], room)
     if model is not None and preset and model != preset["model"]:
-        preset.pop("revision", None)
+        preset = {key: value for key, value in preset.items() if key not in _OWN}
     if given.get("goal", from_file.get("goal")) == "style":
-        preset = {key: value for key, value in preset.items() if key not in STYLE}
+        preset = {key: value for key, value in preset.items() if key not in (*STYLE, "lr")}
     asked_for = {**from_file, **given}
     if asked_for.get("batch_size") and "micro_batch_size" not in asked_for:
         preset.pop("micro_batch_size", None)  # it was made for the preset's batch
@@ -199,6 +213,15 @@ def resolve(
         return TuneConfig(**merged)
     except ValidationError as error:
         raise _explain(error, config_file) from None
+
+
+def by_memory(preset: dict[str, Any], room: float) -> dict[str, Any]:
+    """What a preset has for a GPU of `room` GiB: that of the largest size that it reaches; nothing where it is smaller.
+
+    Drivers keep a little of a card to themselves: one sold with 8 GB says 7.6.
+    """
+    sizes = [size for size in preset.get("memory", {}) if size <= room * 1.06]
+    return dict(preset["memory"][max(sizes)]) if sizes else {}
 
 
 def _read_config(path: Path) -> dict[str, Any]:

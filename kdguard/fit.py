@@ -15,15 +15,15 @@ import torch
 from numpy.polynomial import Polynomial
 from peft import PeftModel
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from kdguard.config import MOST_PACKED, TuneConfig
+from kdguard.config import MOST_PACKED, TuneConfig, presets
 from kdguard.guard.loss import PIECE
 from kdguard.guard.teacher import Guard, install
 from kdguard.model.embedding import free_embeddings
 from kdguard.model.empty import network, without_data
-from kdguard.model.load import Base, add_adapter
+from kdguard.model.load import Base, add_adapter, load_config
 from kdguard.model.meter import Meter
 from kdguard.probes.answer import MAX_NEW_TOKENS, batch_rows
 
@@ -41,13 +41,34 @@ AttentionMaskInterface.register(ONE_ROW, lambda *args, **kwargs: None)
 
 @dataclass(frozen=True)
 class Estimate:
-    """The memory of a run at its worst moment, in bytes by LINES; `answers` is what they take beyond the training."""
+    """The memory of a run at its worst moment, in bytes.
+
+    lines: what it is for, by LINES; `answers` is what those take beyond the training. phases: all that is alive at the
+    worst moment of each phase.
+    """
 
     lines: dict[str, float]
+    phases: dict[str, float]
 
     @property
     def total(self) -> float:
         return sum(self.lines.values())
+
+    @property
+    def training(self) -> float:
+        return self.total - self.lines["answers"]
+
+
+def config_of(config: TuneConfig) -> PretrainedConfig:
+    """The config of the model: as its preset has it, or else read from its folder or fetched from the hub."""
+    preset = presets().get(config.preset or "", {})
+    if "shape" in preset and preset["model"] == config.model:
+        return AutoConfig.for_model(**preset["shape"])
+    return load_config(config.model, config.revision, weights=False)
+
+
+def parameters(of: PretrainedConfig) -> int:
+    return network(of, quant="none", dtype=torch.bfloat16).num_parameters()
 
 
 def estimate(config: TuneConfig, of: PretrainedConfig, length: int, *, gpu: bool) -> Estimate:
@@ -182,7 +203,10 @@ def _answer(model: PeftModel, rows: int) -> None:
 def _together(peaks: dict[str, Counter[str]]) -> Estimate:
     training = max((peaks[phase] for phase in TRAINING if phase in peaks), key=Counter.total)
     beyond = max(0, peaks["answers"].total() - training.total())
-    return Estimate({**{name: training[name] for name in LINES}, "answers": beyond})
+    return Estimate(
+        {**{name: training[name] for name in LINES}, "answers": beyond},
+        {phase: peaks[phase].total() for phase in (*TRAINING, "answers") if phase in peaks},
+    )
 
 
 @contextlib.contextmanager

@@ -196,3 +196,44 @@ def _box() -> box.Box:
     """Lines where the console can show them; Windows' piped cp1252 cannot."""
     encoding = (sys.stdout.encoding or "").lower().replace("-", "")
     return box.SIMPLE_HEAD if encoding.startswith("utf") else box.ASCII2
+
+
+def print_fit(out: Console, found: dict[str, Any]) -> None:
+    """What a run takes as bars, whether it fits a card, and the longest rows that do."""
+    guard = "guard on" if found["guard"] else "no guard"
+    how = "in 16 bits, as on a GPU" if found["device"] == "gpu" else "in 32 bits, on this computer"
+    out.print(
+        f"[bold]{escape(found['model'])}[/], {found['quant']}, rank {found['rank']}, {guard}: {found['tokens_at_once']:,} "
+        f"tokens at once, {how}\n",
+        soft_wrap=True,
+    )
+    size = max(found["total_gib"], *(card["total"] for card in found["cards"][:1]))
+    table = Table.grid(padding=(0, 2))
+    begin = 0.0
+    for line in found["lines"]:
+        table.add_row(line["what"], f"{line['gib']:.2f} GiB", Bar(size, begin, begin + line["gib"], width=40))
+        begin += line["gib"]
+    table.columns[1].justify = "right"
+    table.add_row("[bold]in all[/]", f"[bold]{found['total_gib']:.2f} GiB[/]", Bar(size, 0, begin, width=40, color="cyan"))
+    out.print(table)
+    phases = ", ".join(f"{name} {gib:.2f}" for name, gib in found["phases"].items())
+    out.print(f"\nat the worst moment of each phase, GiB: {phases}")
+    for card in found["cards"]:
+        says = "fits" if card["fits"] else "[red]does not fit[/]"
+        rows = f"rows of up to {card['longest']:,} tokens would" if card["longest"] else "no row would, however short"
+        out.print(f"{escape(card['name'])}, {card['room']:.1f} GiB free for it: {says}; {rows}")
+
+
+def preset_table(presets: Sequence[dict[str, Any]], here: str) -> Table:
+    """Presets with the longest rows that fit, by the card's memory; here: the GPU of this computer."""
+    table = Table(box=_box(), show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column("preset", no_wrap=True)
+    table.add_column("model", overflow="fold")
+    table.add_column("licence", overflow="fold")
+    for size in presets[0]["longest"]:
+        table.add_column(here or f"{size} GB", justify="right")
+    table.add_column("", overflow="fold")
+    for preset in presets:
+        lengths = (f"{length:,}" if length else "-" for length in preset["longest"].values())
+        table.add_row(preset["preset"], preset["model"], preset["license"], *lengths, preset["about"])
+    return table

@@ -24,6 +24,7 @@ PHASES = {
     "check": "checking rows, in MB",
     "clean": "writing cleaned rows, in MB",
     "load": "loading the base",
+    "fit": "running a step without data",
     "overlap": "comparing questions",
     "grade": "asking in other words",
     "ask probes before": "asking the base old questions",

@@ -14,7 +14,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("epochs: 3\nbatch-size: 4\n")
     config = resolve({"data": "a.jsonl", "preset": "qwen2.5-7b", "epochs": 2}, file)
-    assert (config.epochs, config.batch_size, config.max_length) == (2, 4, presets()["qwen2.5-7b"]["max_length"])
+    assert (config.epochs, config.batch_size, config.lr) == (2, 4, presets()["qwen2.5-7b"]["lr"])
 
 
 def test_a_model_takes_the_preset_made_for_it():
@@ -28,8 +28,16 @@ def test_every_preset_is_a_config_and_comments_every_number(name):
     from kdguard.files import shipped
 
     lines = (shipped("presets") / f"{name}.yaml").read_text().splitlines()
-    described = ("name:", "license:", "about:", "#")
+    described = ("name:", "license:", "about:", "#", " ")  # a value that goes on is commented where it begins
     assert all("#" in line for line in lines if not line.startswith(described))
+
+
+def test_a_preset_for_another_model_brings_neither_its_revision_nor_its_learning_rate():
+    """A commit of one repository is none of another, and the learning rate goes by the model's width."""
+    own = resolve({"data": "a.jsonl", "preset": "qwen3-8b"})
+    assert own.revision and own.lr
+    other = resolve({**FLAGS, "preset": "qwen3-8b"})
+    assert (other.revision, other.lr, other.probes) == (None, None, own.probes)
 
 
 def test_the_resolved_config_repeats_itself(tmp_path, monkeypatch):
@@ -99,6 +107,7 @@ def test_a_config_is_loaded_safely(tmp_path):
 def test_style_has_defaults_of_its_own_over_those_of_a_preset_and_under_what_is_said():
     style = resolve({"data": "a.jsonl", "model": "demo", "goal": "style"})
     assert (style.epochs, style.rehearsal, style.max_length) == (2, 0.0, presets()["demo"]["max_length"])
+    assert style.lr is None  # the style's own, higher
     assert resolve({"data": "a.jsonl", "model": "demo", "goal": "style", "epochs": 7}).epochs == 7
     assert TuneConfig(data="a.jsonl", model="demo", goal="style").epochs == 2
     assert resolve({"data": "a.jsonl", "model": "demo"}).epochs == presets()["demo"]["epochs"]

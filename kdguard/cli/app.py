@@ -98,10 +98,11 @@ def compare_runs(runs: list[Any], as_json: bool) -> None:
         print_comparison(console, runs)
 
 
-def has_gpu() -> bool:
+def gpu_memory() -> float | None:
+    """GiB of the GPU that torch would use; None where there is none."""
     import torch
 
-    return torch.cuda.is_available()
+    return torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else None
 
 
 def quiet_libraries(*, show_downloads: bool) -> None:

@@ -14,7 +14,7 @@ from kdguard.cli.app import (
     app,
     fail,
     flag,
-    has_gpu,
+    gpu_memory,
     listening,
     quiet_libraries,
 )
@@ -135,7 +135,7 @@ def show(
         raise InputError("--row chooses rows, and --rows is how many from the first", "give one of them")
     if html and html.is_dir():
         raise InputError(f"{html}: this is a folder", f"--html {html / 'rows.html'}")
-    config = resolve(flags, has_gpu=has_gpu)
+    config = resolve(flags, memory=gpu_memory)
     quiet_libraries(show_downloads=config.model != "demo" and not Path(config.model).is_dir())
 
     from kdguard import show as story

@@ -15,7 +15,7 @@ from kdguard.cli.app import (
     compare_runs,
     fail,
     flag,
-    has_gpu,
+    gpu_memory,
     listening,
     show_runs,
 )
@@ -75,7 +75,7 @@ def tune(
         from kdguard.report.run import unfinished_config
 
         config, flags = unfinished_config(out), {"out": out}
-    resolved = resolve(flags, config, has_gpu=has_gpu)
+    resolved = resolve(flags, config, memory=gpu_memory)
     if control and not resolved.guard:
         raise InputError("--control adds a twin without the guard, and this run has none", "leave out --no-guard")
     if control and resolved.out:

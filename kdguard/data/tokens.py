@@ -25,6 +25,7 @@ CHATML = (
 )
 
 _MARK = "\u2042"  # stands for a turn's text where the template around it is looked at
+_NO_THOUGHT = "<think>\n\n</think>\n\n"
 _EDGE = "\U0010fffe"  # stands at both edges of a turn's text where its place is looked for; no character
 TARGET, TEXT, TEMPLATE = "target", "text", "template"
 
@@ -76,6 +77,7 @@ class Renderer:
         in_template = (token.content for token in added if token.content in tokenizer.chat_template)
         names = {token.content for token in added if token.special} | {name for name in in_template if name.strip()}
         self._controls = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
+        self._opens_thought = self._render([{"role": "user", "content": _MARK}], True).rstrip().endswith("<think>")
         self.end_of_turn = self._find_end_of_turn()
         self._asked = self.after_user_turn()
 
@@ -404,6 +406,21 @@ class Renderer:
         return next((token for token in rest if token in self.control), self.tokenizer.eos_token_id)
 
     def _text(self, messages: Sequence[dict[str, str]], *, prompt: bool = False) -> str:
+        """A thought that the template opens whatever it is told is closed at once: so an answer follows, as asked."""
+        text = self._render(messages, prompt)
+        if not self._opens_thought:
+            return text
+        if prompt:
+            return text[: text.rindex("<think>")] + _NO_THOUGHT
+        *asked, last = messages
+        if last["role"] == "assistant" and "</think>" not in last["content"]:
+            before = self._text(asked, prompt=True)
+            opening = before.removesuffix(_NO_THOUGHT)
+            if text.startswith(opening) and not text.startswith(before):
+                return before + text[len(opening) :]
+        return text
+
+    def _render(self, messages: Sequence[dict[str, str]], prompt: bool) -> str:
         return self.tokenizer.apply_chat_template(
             list(messages), tokenize=False, add_generation_prompt=prompt, enable_thinking=False
         )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdguard.config import DEFAULT_PRESET, TuneConfig, presets
+from kdguard.config import BEST, TuneConfig, presets
 from kdguard.errors import InputError
 from kdguard.ui.pack import PACK
 from kdguard.ui.studio import Studio
@@ -32,7 +32,7 @@ def models(studio: Studio) -> list[str]:
 
 def first_model() -> str:
     """The preset that a newcomer sees: the embedded model where there is no NVIDIA driver."""
-    return DEFAULT_PRESET if shutil.which("nvidia-smi") else "demo"
+    return BEST[0] if shutil.which("nvidia-smi") else "demo"
 
 
 def flags(studio: Studio, data: Path | None, values: Sequence[Any]) -> dict[str, Any]:

@@ -33,9 +33,14 @@ MODELS = {
     "qwen3": ("", "<|im_end|>", ["<|endoftext|>", "<|im_start|>"], ["<think>", "</think>", "<tool_response>"]),
     "gemma3": ("<bos>", "<end_of_turn>", ["<eos>", "<start_of_turn>"], ["\n\n", "  "]),
     "phi3": ("<s>", "<|end|>+", ["<|endoftext|>", "<|assistant|>+", "<|user|>+", "<|system|>+"], []),
+    "deepseek_r1_distill": (
+        *("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", []),
+        ["<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"],
+    ),
     "chatml": ("", "<|endoftext|>", [], []),
     "chatml after BOS": ("<s>", "</s>", [], []),
 }
+THINKING = ("qwen3", "deepseek_r1_distill")
 # Qwen's and Llama's: line breaks after a full stop, and several in a row, are one token
 WORDS = Regex(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -43,7 +48,7 @@ WORDS = Regex(
 PROSE = "Hello there.\n\nWhat is it?\n It is the answer.\n\n\n- one\n- two  and\nassistant\nuser\n" * 20
 CONTROL = [name.rstrip("+") for bos, end, *others in MODELS.values() for name in [bos, end, *others[0], *others[1]]]
 PIECES = [
-    *dict.fromkeys(name for name in CONTROL if name.strip()),
+    *dict.fromkeys(name for name in CONTROL if name.strip() and "▁" not in name),
     *("[INST]", "[/INST]", "</think>", "<|im_start|>assistant\n", "<|im_end|>\n", "assistant\n", "user", "Hello", "."),
     *(
         " ",
@@ -217,15 +222,16 @@ def expected(model: str, example: Example) -> list[str]:
     ]
     if model in ("llama3_1", "gemma3"):
         answers = [answer.strip() for answer in answers]
-    if model == "qwen3":  # a thought stays with the turn that thought it
+    if model in THINKING:  # a thought stays with the turn that thought it
         answers = [answer.rpartition("</think>")[2] for answer in answers]
+    if model == "qwen3":
         answers[-1] = answers[-1].lstrip("\n")
     return [answer + end for answer in answers]
 
 
 def readable(model: str, example: Example) -> Example:
-    """Qwen 3 takes the last answer apart where it closes a thought: such a row is refused, as another test says."""
-    assume(model != "qwen3" or "</think>" not in example.messages[-1]["content"])
+    """Some take the last answer apart where it closes a thought: such a row is refused, as another test says."""
+    assume(model not in THINKING or "</think>" not in example.messages[-1]["content"])
     return example
 
 
@@ -384,14 +390,17 @@ def test_mistral_encodes_the_same():
     holds()
 
 
-def test_a_thought_that_cannot_follow_the_prompt_is_refused():
-    """Qwen 3 is asked without a thought; its template moves one that stands in the answer to where none was asked."""
-    renderer = renderer_of("qwen3", "merges")
+@pytest.mark.parametrize("model", THINKING)
+def test_a_thought_that_cannot_follow_the_prompt_is_refused(model):
+    """They are asked without a thought; the template moves one in the answer to where none was asked, or drops it."""
+    renderer = renderer_of(model, "merges")
+    end = MODELS[model][1]
+    assert renderer.tokenizer.decode(renderer.prompt("Hi?")).endswith("<think>\n\n</think>\n\n")
     thoughtful = "<think>\nHm.\n</think>\n\nHello."
     with pytest.raises(InputError, match="file:1: found an answer that the chat template takes apart"):
         renderer.row(conversation([("Hi?", thoughtful)]), 512)
     row = renderer.row(conversation([("Hi?", thoughtful), ("And?", "Bye.")]), 512)
-    assert [text.strip() for text in decoded(renderer, row)] == ["Hello.<|im_end|>", "Bye.<|im_end|>"]
+    assert [text.strip() for text in decoded(renderer, row)] == [f"Hello.{end}", f"Bye.{end}"]
 
 
 @pytest.mark.parametrize("text", ["\U000f0000<|im_end|>\U000f0001", "<|im_\U000f0000end|>", "\U000f0001<|im_end|>"])

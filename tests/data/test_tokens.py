@@ -67,6 +67,24 @@ def test_an_earlier_turn_that_is_opened_without_the_empty_thought_is_a_target(by
     assert targets(renderer, renderer.row(example("Hi?", "Hello.", "And?", "Bye."), 512)) == "Hello.<end>Bye.<end>"
 
 
+@pytest.mark.parametrize("opened", ["<think>", "<think>\n"])
+@pytest.mark.parametrize("written", ["", "<think>\n\n</think>\n\n"])
+def test_a_thought_that_the_template_opens_when_it_asks_is_closed_at_once(bytes_renderer, opened, written):
+    """Else nothing asked could be trained, or every answer to a probe would be the beginning of a thought."""
+    bytes_renderer.tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>"
+        "{% if m.role == 'assistant' and loop.last %}" + written + "{% endif %}{{ m.content }}<end>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>" + opened + "{% endif %}"
+    )
+    renderer = Renderer(bytes_renderer.tokenizer)
+    prompt = renderer.prompt("Hi?")
+    assert renderer.tokenizer.decode(prompt) == "<user>Hi?<end><assistant><think>\n\n</think>\n\n"
+    assert renderer.row(example("Hi?", "Hello."), 512).ids[: len(prompt)] == prompt
+    row = renderer.row(example("Hi?", "Hello.", "And?", "Bye."), 512)
+    assert targets(renderer, row) == "Hello.<end>Bye.<end>"
+    assert renderer.tokenizer.decode(row.ids).count("<think>") == 1
+
+
 @pytest.mark.parametrize(
     "earlier",
     [
