@@ -2,14 +2,20 @@
 
 `python benchmarks/step.py` trains a Llama of random weights in NF4, whose output head has the share of its parameters
 that Llama 3.1 8B's has, and writes `benchmarks/results/step-cpu.json` or `step-cuda.json`. Ratios are medians over
-interleaved rounds of whole trainings; a live teacher answers on every step, a kept one on a row's first visit.
+interleaved rounds of whole trainings; a live teacher answers on every step, a kept one on a row's first visit. Peak
+memory is what torch's allocator holds at most, model and all, in an epoch and a step that are not timed.
 `--short` trains on rows of 8 to 64 tokens instead, padded and packed, and writes `packing-cpu.json`.
 """
 
 import argparse
+import gc
+import itertools
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,16 +31,29 @@ from kdguard.guard.trainer import GuardedTrainer
 from kdguard.model.load import add_adapter, compute_dtype, load_base, load_tokenizer
 
 ROWS, TOKENS, BATCH = 32, 128, 8
-# Weight of the guard, whether states are kept, rows in memory at once, and tokens of a pack.
+WEIGHT = 6.0
+
+
+@dataclass(frozen=True)
+class Mode:
+    weight: float = 0.0
+    keep: bool = True
+    upper_half: bool = False
+    at_once: int = BATCH  # rows in memory
+    packing: int | None = None  # tokens
+
+
 LONG = {
-    "guard off": (0.0, False, BATCH, None),
-    "live teacher": (6.0, False, BATCH, None),
-    "kept teacher": (6.0, True, BATCH, None),
+    "guard off": Mode(),
+    "live teacher": Mode(WEIGHT, keep=False),
+    "kept teacher": Mode(WEIGHT),
+    "upper half, live teacher": Mode(WEIGHT, keep=False, upper_half=True),
+    "upper half, kept teacher": Mode(WEIGHT, upper_half=True),
 }
 SHORT = {
-    f"{guard}, {name}": (weight, True, *how)
-    for guard, weight in (("guard off", 0.0), ("kept teacher", 6.0))
-    for name, how in {"padded by 2": (2, None), "padded by 8": (BATCH, None), "packed": (BATCH, 512)}.items()
+    f"{guard}, {name}": Mode(weight, at_once=at_once, packing=packing)
+    for guard, weight in (("guard off", 0.0), ("kept teacher", WEIGHT))
+    for name, at_once, packing in (("padded by 2", 2, None), ("padded by 8", BATCH, None), ("packed", BATCH, 512))
 }
 
 
@@ -63,16 +82,16 @@ def rows(short: bool) -> list[Row]:
     return [Row(row[:n], [IGNORE] * (n // 2) + row[n // 2 : n]) for row, n in zip(ids, lengths, strict=True)]
 
 
-def seconds(folder: Path, mode: str, *, short: bool, checkpointing: bool, epochs: int) -> float:
-    weight, keep, at_once, packing = (SHORT if short else LONG)[mode]
+@contextmanager
+def made(folder: Path, mode: Mode, *, short: bool, checkpointing: bool, epochs: int) -> Iterator[GuardedTrainer]:
     set_seed(0)
-    model = add_adapter(load_base(str(folder)), rank=16)
+    model = add_adapter(load_base(str(folder)), rank=16, upper_half=mode.upper_half)
     with tempfile.TemporaryDirectory() as out:
         arguments = TrainingArguments(
             output_dir=out,
             num_train_epochs=epochs,
-            per_device_train_batch_size=at_once,
-            gradient_accumulation_steps=BATCH // at_once,
+            per_device_train_batch_size=mode.at_once,
+            gradient_accumulation_steps=BATCH // mode.at_once,
             learning_rate=1e-4,
             bf16=compute_dtype() is torch.bfloat16,
             use_cpu=not torch.cuda.is_available(),
@@ -88,15 +107,35 @@ def seconds(folder: Path, mode: str, *, short: bool, checkpointing: bool, epochs
             model,
             arguments,
             train_dataset=rows(short),
-            data_collator=pack if packing else Collator(0),
-            guard=Guard(weight),
-            keep_teacher=keep,
-            packing=packing,
+            data_collator=pack if mode.packing else Collator(0),
+            guard=Guard(mode.weight),
+            keep_teacher=mode.keep,
+            packing=mode.packing,
         )
         trainer.remove_callback(PrinterCallback)
-        started = time.perf_counter()
+        yield trainer
+
+
+def seconds(trainer: GuardedTrainer) -> float:
+    started = time.perf_counter()
+    trainer.train()
+    return time.perf_counter() - started
+
+
+def peak_mib(trainer: GuardedTrainer) -> float:
+    """Of what torch's allocator holds while `trainer` trains for an epoch and a step."""
+    gc.collect()  # the trainer before it
+    trainer.args.max_steps = ROWS // BATCH + 1
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
         trainer.train()
-        return time.perf_counter() - started
+        return torch.cuda.max_memory_allocated() / 2**20
+    held = trainer.model.get_memory_footprint()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        trainer.train()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate((event.nbytes() for event in events), initial=held)) / 2**20
 
 
 def main() -> None:
@@ -110,13 +149,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder))
         for checkpointing in (False, True):
+            settings = {"short": args.short, "checkpointing": checkpointing, "epochs": args.epochs}
             times: dict[str, list[float]] = {mode: [] for mode in modes}
+            memory: dict[str, float] = {}
+            for mode, how in modes.items():
+                with made(Path(folder), how, **settings) as trainer:
+                    memory[mode] = peak_mib(trainer)
             for _ in range(args.rounds):
-                for mode in modes:
-                    took = seconds(
-                        Path(folder), mode, short=args.short, checkpointing=checkpointing, epochs=args.epochs
-                    )
-                    times[mode].append(took)
+                for mode, how in modes.items():
+                    with made(Path(folder), how, **settings) as trainer:
+                        times[mode].append(seconds(trainer))
             for mode in modes:
                 ratio = statistics.median(a / b for a, b in zip(times[mode], times[first], strict=True))
                 entry = {
@@ -125,11 +167,14 @@ def main() -> None:
                     "epochs": args.epochs,
                     "seconds": statistics.median(times[mode]),
                     "over_guard_off": ratio,
+                    "peak_mib": memory[mode],
+                    "peak_over_guard_off": memory[mode] / memory[first],
                 }
                 results.append(entry)
                 print(
                     f"{mode:25} {'with' if checkpointing else 'no'} checkpointing  {args.epochs} epochs  "
-                    f"{entry['seconds']:6.2f} s  {ratio:.2f} of {first}",
+                    f"{entry['seconds']:6.2f} s  {ratio:.2f} of {first}  "
+                    f"{entry['peak_mib']:,.0f} MiB  {entry['peak_over_guard_off']:.2f}",
                     flush=True,
                 )
     write(f"{'packing' if args.short else 'step'}-{'cuda' if torch.cuda.is_available() else 'cpu'}", results)

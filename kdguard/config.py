@@ -51,6 +51,11 @@ class TuneConfig(BaseModel):
         "facts",
         description="`facts` adapts every linear layer; `style` attention's output alone, which hardly learns facts",
     )
+    layers: Literal["all", "upper-half"] = Field(
+        "all",
+        description="layers of the decoder that are adapted; with `upper-half` the guard costs no more time than plain "
+        "QLoRA on all of them, for teacher and tuned model share the lower half",
+    )
     guard: bool = Field(True, description="hold the tuned model to the base; without it, plain QLoRA")
     guard_weight: float = Field(12.0, ge=0, description="weight λ of the guard's KL beside the cross-entropy")
     guard_temperature: float = Field(1.0, gt=0, description="temperature τ of the guard's KL")

@@ -160,7 +160,10 @@ def _run(config: TuneConfig, of: PretrainedConfig, length: int, gpu: bool, layer
     if _alone(config, length) and base.config._attn_implementation == "sdpa":
         base.set_attn_implementation(ONE_ROW)
     model = add_adapter(
-        Base(config.model, base, None), rank=config.rank, layers="attention output" if config.goal == "style" else "all"
+        Base(config.model, base, None),
+        rank=config.rank,
+        layers="attention output" if config.goal == "style" else "all",
+        upper_half=config.layers == "upper-half",
     )
     meter = Meter()
     with FakeTensorMode(), meter, _as_on_gpu() if gpu else contextlib.nullcontext():

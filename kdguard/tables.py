@@ -214,7 +214,9 @@ def print_fit(out: Console, found: dict[str, Any]) -> None:
         table.add_row(line["what"], f"{line['gib']:.2f} GiB", Bar(size, begin, begin + line["gib"], width=40))
         begin += line["gib"]
     table.columns[1].justify = "right"
-    table.add_row("[bold]in all[/]", f"[bold]{found['total_gib']:.2f} GiB[/]", Bar(size, 0, begin, width=40, color="cyan"))
+    table.add_row(
+        "[bold]in all[/]", f"[bold]{found['total_gib']:.2f} GiB[/]", Bar(size, 0, begin, width=40, color="cyan")
+    )
     out.print(table)
     phases = ", ".join(f"{name} {gib:.2f}" for name, gib in found["phases"].items())
     out.print(f"\nat the worst moment of each phase, GiB: {phases}")

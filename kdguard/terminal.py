@@ -122,7 +122,8 @@ def plan_table(plan: dict[str, Any]) -> Table:
         + (f"; {plan['cut']:,} rows without the beginning of their conversation or prompt" if plan["cut"] else ""),
         "template": plan["template"],
         "training": f"{plan['steps']:,} steps of {config['batch_size']} rows, {config['epochs']} epochs, "
-        f"rank {config['rank']}, learning rate {config['lr']:g}",
+        f"rank {config['rank']}{' on the upper half of the layers' if config['layers'] == 'upper-half' else ''}, "
+        f"learning rate {config['lr']:g}",
         "packing": f"rows packed, up to {plan['packing']:,} tokens at once"
         if plan["packing"]
         else f"off{': this model lets packed rows see each other' if config['packing'] else ''}",

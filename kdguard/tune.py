@@ -148,7 +148,12 @@ def tune(
     for_drift, rehearsal = rehearsal[:DRIFT_ROWS], rehearsal[DRIFT_ROWS:]
 
     set_seed(config.seed)
-    model = add_adapter(base, rank=config.rank, layers="attention output" if config.goal == "style" else "all")
+    model = add_adapter(
+        base,
+        rank=config.rank,
+        layers="attention output" if config.goal == "style" else "all",
+        upper_half=config.layers == "upper-half",
+    )
     padded = Collator(tokenizer.pad_token_id)
     collate = pack if packing else padded
     arguments = training_arguments(config, checkpoints)

@@ -66,19 +66,20 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """`tiny("qwen3")` -> the folder of a tiny, randomly initialised model of that architecture."""
-    made: dict[str, Path] = {}
+    """`tiny("qwen3")` -> the folder of a tiny, randomly initialised model of that architecture; `layers` if not 2."""
+    made: dict[tuple[str, int], Path] = {}
 
-    def make(architecture: str) -> Path:
-        if architecture not in made:
+    def make(architecture: str, layers: int = 2) -> Path:
+        if (architecture, layers) not in made:
             torch.manual_seed(0)
             tokenizer = byte_tokenizer()
             folder = tmp_path_factory.mktemp(architecture)
-            config = ARCHITECTURES[architecture](**SMALL, vocab_size=len(tokenizer))
+            shape = SMALL | {"num_hidden_layers": layers}
+            config = ARCHITECTURES[architecture](**shape, vocab_size=len(tokenizer))
             AutoModelForCausalLM.from_config(config).save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-            made[architecture] = folder
-        return made[architecture]
+            made[architecture, layers] = folder
+        return made[architecture, layers]
 
     return make
 

@@ -40,6 +40,7 @@ def tune(
     probes: Annotated[list[str] | None, flag("probes", "--probes")] = None,
     prompts: Annotated[int | None, flag("prompts", "--prompts")] = None,
     goal: Annotated[str | None, flag("goal", "--goal")] = None,
+    layers: Annotated[str | None, flag("layers", "--layers")] = None,
     guard: Annotated[bool | None, flag("guard", "--guard/--no-guard")] = None,
     guard_weight: Annotated[float | None, flag("guard_weight", "--guard-weight")] = None,
     teacher: Annotated[str | None, flag("teacher", "--teacher")] = None,

@@ -7,7 +7,7 @@ went round the wrapper would leave every process training on its own.
 import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from kdguard.data import IGNORE
 from kdguard.guard.kept import KeptStates
 from kdguard.guard.loss import guard_loss
+from kdguard.guard.lower import lower_layers
 from kdguard.model.head import head_of
 from kdguard.model.load import base_view
 
@@ -65,15 +66,17 @@ def take_snapshot(model: PeftModel, name: str) -> None:
     model.set_adapter(student)
 
 
-def install(model: PeftModel, guard: Guard, kept: KeptStates | None = None) -> None:
+def install(model: PeftModel, guard: Guard, kept: KeptStates | None = None, *, share: bool = True) -> None:
     """Teach the base inside `model` to answer `model(..., counts=(N, M))` with the guarded loss of the batch.
 
     The batch's rows are padded, (rows, tokens) with an `attention_mask`, or packed one after another, (1, tokens) with
     `position_ids` that start again at 0 with each row. With `kept`, it names its rows in `row_ids`, and the teacher
-    runs only for those it has not met yet.
+    runs only for those it has not met yet. With `share`, layers below the lowest adapter run once for teacher and
+    student (`kdguard.guard.lower`).
     """
     lm = model.get_base_model()
     plain_forward: Callable = lm.forward
+    lower = lower_layers(lm) if share else None
 
     # generate() reads what a forward takes from its signature: it has to go on seeing the model's own.
     @functools.wraps(plain_forward)
@@ -81,16 +84,22 @@ def install(model: PeftModel, guard: Guard, kept: KeptStates | None = None) -> N
         if counts is None:
             return plain_forward(*args, **inputs)
         batch, labels = _readable(inputs), inputs["labels"]
+        states = {"lower": lower.run(batch)} if lower else {}  # (rows, tokens, hidden)
         at = guarded_positions(batch)
         rows = _row_numbers(batch)
         row_of = rows[:, :-1][at]  # (positions,)
+
+        def final(part: dict[str, Tensor]) -> Tensor:  # (positions, hidden)
+            with lower.given(part["lower"]) if lower else nullcontext():
+                return _hidden_states(lm, _readable(part))[guarded_positions(part)]
+
         teacher = None  # (positions, hidden)
         if guard.weight > 0:
 
             def run_teacher(places: list[int] | None = None) -> Tensor:
-                part = batch if places is None else _some_rows(batch, rows, places)
+                part = batch | states
                 with record_function("teacher"), teacher_view(model, guard):
-                    return _hidden_states(lm, part)[guarded_positions(part)]
+                    return final(part if places is None else _some_rows(part, rows, places))
 
             if kept is None or row_ids is None:
                 teacher = run_teacher()
@@ -101,7 +110,7 @@ def install(model: PeftModel, guard: Guard, kept: KeptStates | None = None) -> N
                     lambda places: run_teacher(places).split([lengths[place] for place in places]),
                     labels.device,
                 )
-        student = _hidden_states(lm, batch)[at]
+        student = final(batch | states)
         with record_function("loss"):
             return guard_loss(
                 student,
@@ -143,7 +152,7 @@ def _some_rows(batch: dict[str, Tensor], rows: Tensor, places: list[int]) -> dic
     """A batch of the rows at `places`, which ascend."""
     chosen = torch.isin(rows, torch.tensor(places, device=rows.device))
     lines = len(places) if "attention_mask" in batch else 1
-    return {key: value[chosen].view(lines, -1) for key, value in batch.items()}
+    return {key: value[chosen].view(lines, -1, *value.shape[2:]) for key, value in batch.items()}
 
 
 def _hidden_states(lm: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:

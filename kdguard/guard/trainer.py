@@ -156,7 +156,7 @@ class GuardedTrainer(Trainer):
         self.rehearsal_dataset = rehearsal_dataset
         self.rehearsal = rehearsal if rehearsal_dataset else 0.0
         self.kept = self._kept_states() if keep_teacher and self.guard.weight > 0 else None
-        install(self.model, self.guard, self.kept)
+        install(self.model, self.guard, self.kept, share=not self._sharded)
         # One process, one GPU: nn.DataParallel would double the batch, and no base is split like that.
         self.args._n_gpu = min(self.args.n_gpu, 1)
         self._train_batch_size = self.args.train_batch_size
@@ -191,10 +191,15 @@ class GuardedTrainer(Trainer):
         if self.guard.teacher:
             shutil.rmtree(Path(output_dir or self.args.output_dir) / self.guard.teacher, ignore_errors=True)
 
+    @property
+    def _sharded(self) -> bool:
+        """Where weights are sharded a layer's forward is collective: no process may leave it out."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
     def _kept_states(self) -> KeptStates | None:
         """A place for the states of the rows that are visited more than once, if there are any."""
-        if self.args.num_train_epochs <= 1 or self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return None  # where weights are sharded a forward is collective: no process may leave it out
+        if self.args.num_train_epochs <= 1 or self._sharded:
+            return None
         rows, extra = self.train_dataset, self.rehearsal_dataset or []
         kept = [rows, extra] if len(extra) < len(rows) * self.args.num_train_epochs * self.rehearsal else [rows]
         of = hashlib.sha256(repr((self.model.get_base_model().name_or_path, self.guard.teacher)).encode())

@@ -23,13 +23,14 @@ def estimate_gib(model: PreTrainedModel, config: TuneConfig, length: int, packin
     base = _bytes_on_meta(model, config.quant) if model.device.type == "meta" else model.get_memory_footprint()
     linears = [module for module in model.get_decoder().modules() if isinstance(module, torch.nn.Linear)]
     sizes = [layer.in_features + layer.out_features for layer in linears]
-    adapter = config.rank * sum(sizes)
+    adapted = 0.5 if config.layers == "upper-half" else 1.0  # share of the layers that are trained
+    adapter = adapted * config.rank * sum(sizes)
     rows = config.batch_size if packing else config.micro_batch_size or 4
     tokens = rows * (1 + (config.rehearsal if config.guard else 0)) * length
     if packing:
         tokens = min(tokens, max(packing, length))
     widest = max(sizes, default=4 * text.hidden_size)
-    activations = tokens * (text.hidden_size * (text.num_hidden_layers + 8) + 8 * widest) * 4
+    activations = tokens * (text.hidden_size * (adapted * text.num_hidden_layers + 8) + 8 * widest) * 4
     return (base + adapter * 4 * 4 + activations + 5 * 2**25) / 2**30
 
 

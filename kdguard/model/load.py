@@ -193,14 +193,29 @@ LAYERS = {
 }
 
 
-def add_adapter(base: Base, *, rank: int, layers: str = "all") -> PeftModel:
+def layer_stack(model: PreTrainedModel) -> torch.nn.ModuleList | None:
+    """The layers of the decoder, from the lowest on, whatever their architecture calls them; None if there is none."""
+    n = model.config.get_text_config().num_hidden_layers
+    lists = (part for part in model.get_decoder().modules() if isinstance(part, torch.nn.ModuleList))
+    return next((found for found in lists if len(found) == n), None)
+
+
+def add_adapter(base: Base, *, rank: int, layers: str = "all", upper_half: bool = False) -> PeftModel:
     """Put LoRA (alpha = rank, no dropout) on linear layers of the decoder: those that LAYERS has under `layers`.
+
+    upper_half: on the layers of its upper half alone, the middle one of an odd number among them.
 
     The output head and the embeddings stay frozen, for teacher and student share them, and so does whatever text does
     not pass through, such as a vision tower.
     """
-    decoder = base.model.get_decoder()
-    inside = {id(module) for module in decoder.modules()}
+    adapted, left, depths = base.model.get_decoder(), torch.nn.ModuleList(), None
+    if upper_half:
+        stack = layer_stack(base.model)
+        if stack is None:
+            raise InputError(f"{base.name}: found no stack of layers in this architecture", "--layers all")
+        half = len(stack) // 2
+        adapted, left, depths = stack[half:], stack[:half], list(range(half, len(stack)))
+    inside, below = ({id(module) for module in part.modules()} for part in (adapted, left))
     linear = {
         name: module for name, module in base.model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))
     }
@@ -208,7 +223,11 @@ def add_adapter(base: Base, *, rank: int, layers: str = "all") -> PeftModel:
     if not chosen:
         raise InputError(f"{base.name}: found no attention layers to adapt in this architecture", "--goal facts")
     kinds = sorted({name.rsplit(".", 1)[-1] for name in chosen})
-    others = [name for name in linear if name not in chosen and name.rsplit(".", 1)[-1] in kinds]
+    others = [
+        name
+        for name, module in linear.items()
+        if name not in chosen and id(module) not in below and name.rsplit(".", 1)[-1] in kinds
+    ]
     # By kind, as people write it, unless the same kind of layer stands where it must not be adapted.
     targets = chosen if others else kinds
     return get_peft_model(
@@ -220,6 +239,7 @@ def add_adapter(base: Base, *, rank: int, layers: str = "all") -> PeftModel:
             bias="none",
             task_type="CAUSAL_LM",
             target_modules=targets,
+            layers_to_transform=depths,
             base_model_name_or_path=str(_source(base.name)),
         ),
     )
