@@ -94,6 +94,11 @@ class TuneConfig(BaseModel):
         ge=16,
         description="longest row, in tokens; a longer conversation is several rows, a longer prompt is cut",
     )
+    embeddings: Literal["cpu", "gpu"] = Field(
+        "cpu",
+        description="where a GPU's run keeps the table of input embeddings, if the output head has one of its own: the "
+        "computer's memory saves about 1 GiB of the GPU's on a 7B model",
+    )
     rank: int = Field(64, ge=1, description="LoRA rank; alpha equals it")
     quant: Literal["4bit", "8bit", "none"] = Field("4bit", description="quantisation of the base")
     seed: int = Field(0, ge=0, description="seed of the rows' order, the adapter and the rehearsal")
@@ -182,8 +187,8 @@ def resolve(
     """Merge preset < config file < flags (None means not given) and validate.
 
     Without `--preset`, the preset whose model is the one asked for is taken, if there is one; where no model is asked
-    for either, the first of BEST that fits into the GPU. memory: GiB of the GPU, None where there is none; what a preset
-    has for that size is taken. Raises InputError that names every wrong key at once.
+    for either, the first of BEST that fits into the GPU. memory: GiB of the GPU, None where there is none; what a
+    preset has for that size is taken. Raises InputError that names every wrong key at once.
     """
     given = {key: value for key, value in flags.items() if value is not None}
     from_file = _read_config(config_file) if config_file else {}

@@ -7,6 +7,7 @@ nothing has to be downloaded but the config, and no family of models needs formu
 import bisect
 import contextlib
 import copy
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -170,7 +171,7 @@ def _run(config: TuneConfig, of: PretrainedConfig, length: int, gpu: bool, layer
         meter.label = "weights"
         without_data(base)
         base.tie_weights()
-        if gpu and config.quant != "none":
+        if gpu and config.embeddings == "cpu" and config.quant != "none":
             meter.live["weights"] -= free_embeddings(base)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         size = sum(parameter.nbytes for parameter in trained)
@@ -180,6 +181,7 @@ def _run(config: TuneConfig, of: PretrainedConfig, length: int, gpu: bool, layer
         moments = [torch.empty(2, *each.shape, dtype=torch.uint8 if gpu else None) for each in trained]
         meter.label = "answers"
         _answer(model, together)
+        gc.collect()
         meter.label = "gradients"
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)

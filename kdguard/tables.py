@@ -202,11 +202,8 @@ def print_fit(out: Console, found: dict[str, Any]) -> None:
     """What a run takes as bars, whether it fits a card, and the longest rows that do."""
     guard = "guard on" if found["guard"] else "no guard"
     how = "in 16 bits, as on a GPU" if found["device"] == "gpu" else "in 32 bits, on this computer"
-    out.print(
-        f"[bold]{escape(found['model'])}[/], {found['quant']}, rank {found['rank']}, {guard}: {found['tokens_at_once']:,} "
-        f"tokens at once, {how}\n",
-        soft_wrap=True,
-    )
+    model = f"[bold]{escape(found['model'])}[/], {found['quant']}, rank {found['rank']}, {guard}"
+    out.print(f"{model}: {found['tokens_at_once']:,} tokens at once, {how}\n", soft_wrap=True)
     size = max(found["total_gib"], *(card["total"] for card in found["cards"][:1]))
     table = Table.grid(padding=(0, 2))
     begin = 0.0

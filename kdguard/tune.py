@@ -81,7 +81,13 @@ def tune(
     renderer = Renderer(tokenizer)
     rows = read_data(config, renderer, events)
     events.emit("phase", name="load")
-    base = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=tokenizer)
+    base = load_base(
+        config.model,
+        quant=config.quant,
+        revision=config.revision,
+        tokenizer=tokenizer,
+        embeddings=config.embeddings,
+    )
     config = config.model_copy(update={"lr": config.lr or default_lr(base.model, config.goal)})
     new = new_questions(rows, config)
     longest = int(rows.lengths.max())

@@ -33,6 +33,7 @@ def fit(
     micro_batch_size: Annotated[int | None, flag("micro_batch_size", "--micro-batch-size")] = None,
     packing: Annotated[bool | None, flag("packing", "--packing/--no-packing")] = None,
     guard: Annotated[bool | None, flag("guard", "--guard/--no-guard")] = None,
+    embeddings: Annotated[str | None, flag("embeddings", "--embeddings")] = None,
     rank: Annotated[int | None, flag("rank", "--rank")] = None,
     goal: Annotated[str | None, flag("goal", "--goal")] = None,
     layers: Annotated[str | None, flag("layers", "--layers")] = None,

@@ -52,6 +52,7 @@ def tune(
     micro_batch_size: Annotated[int | None, flag("micro_batch_size", "--micro-batch-size")] = None,
     packing: Annotated[bool | None, flag("packing", "--packing/--no-packing")] = None,
     max_length: Annotated[int | None, flag("max_length", "--max-length")] = None,
+    embeddings: Annotated[str | None, flag("embeddings", "--embeddings")] = None,
     rank: Annotated[int | None, flag("rank", "--rank")] = None,
     quant: Annotated[str | None, flag("quant", "--quant")] = None,
     seed: Annotated[int | None, flag("seed", "--seed")] = None,

@@ -112,8 +112,11 @@ def load_base(
     quant: str = "4bit",
     revision: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    embeddings: str = "cpu",
 ) -> Base:
     """Load a causal language model, frozen: NF4 with double quantisation, 8-bit, or as it is.
+
+    embeddings: where a quantised model on a GPU has its table of input embeddings, if the head does not share it.
 
     Raises InputError when the model is not there or cannot be loaded.
     """
@@ -144,7 +147,7 @@ def load_base(
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     model.requires_grad_(False)
-    if device().type == "cuda" and quant != "none":
+    if device().type == "cuda" and quant != "none" and embeddings == "cpu":
         free_embeddings(model)
     # Greedy is greedy and T = 1 is T = 1: none of the makers' penalties and filters.
     made = model.generation_config
