@@ -7,7 +7,7 @@ nothing has to be downloaded but the config, and no family of models needs formu
 import bisect
 import contextlib
 import copy
-import gc
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -166,6 +166,7 @@ def _run(config: TuneConfig, of: PretrainedConfig, length: int, gpu: bool, layer
         layers="attention output" if config.goal == "style" else "all",
         upper_half=config.layers == "upper-half",
     )
+    autocast = functools.partial(torch.autocast, "cpu", dtype=torch.bfloat16, enabled=gpu)
     meter = Meter()
     with FakeTensorMode(), meter, _as_on_gpu() if gpu else contextlib.nullcontext():
         meter.label = "weights"
@@ -180,8 +181,8 @@ def _run(config: TuneConfig, of: PretrainedConfig, length: int, gpu: bool, layer
         meter.label = "optimiser"
         moments = [torch.empty(2, *each.shape, dtype=torch.uint8 if gpu else None) for each in trained]
         meter.label = "answers"
-        _answer(model, together)
-        gc.collect()
+        with autocast():
+            _answer(model, together)
         meter.label = "gradients"
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)
@@ -193,7 +194,9 @@ def _run(config: TuneConfig, of: PretrainedConfig, length: int, gpu: bool, layer
         ids = torch.empty(rows, tokens, dtype=torch.long)
         apart = "position_ids" if config.packing else "attention_mask"
         count = torch.ones(())
-        model(input_ids=ids, labels=ids, counts=(count, count), **{apart: ids})["loss"].backward()
+        with autocast():
+            loss = model(input_ids=ids, labels=ids, counts=(count, count), **{apart: ids})["loss"]
+        loss.backward()
     del moments
     return meter.peaks
 
@@ -221,8 +224,7 @@ def _as_on_gpu() -> Iterator[None]:
     pieces = dict(PIECE)
     PIECE.clear()
     try:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            yield
+        yield
     finally:
         PIECE.update(pieces)
         torch.set_autocast_enabled("cuda", False)
