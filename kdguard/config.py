@@ -85,6 +85,13 @@ class TuneConfig(BaseModel):
         ge=16,
         description="longest row, in tokens; a longer conversation is several rows, a longer prompt is cut",
     )
+    offload: bool = Field(
+        False,
+        description="keep activation checkpoints in the computer's memory and not the GPU's: longer rows, slower steps",
+    )
+    shorten: bool = Field(
+        False, description="when memory runs out and nothing else is left to try, cut the longest rows' beginnings"
+    )
     rank: int = Field(64, ge=1, description="LoRA rank; alpha equals it")
     quant: Literal["4bit", "8bit", "none"] = Field("4bit", description="quantisation of the base")
     seed: int = Field(0, ge=0, description="seed of the rows' order, the adapter and the rehearsal")

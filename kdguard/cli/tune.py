@@ -20,7 +20,7 @@ from kdguard.cli.app import (
     show_runs,
 )
 from kdguard.config import TuneConfig
-from kdguard.errors import InputError
+from kdguard.errors import InputError, OutOfMemory
 
 
 @app.command(
@@ -51,11 +51,16 @@ def tune(
     micro_batch_size: Annotated[int | None, flag("micro_batch_size", "--micro-batch-size")] = None,
     packing: Annotated[bool | None, flag("packing", "--packing/--no-packing")] = None,
     max_length: Annotated[int | None, flag("max_length", "--max-length")] = None,
+    offload: Annotated[bool | None, flag("offload", "--offload/--no-offload")] = None,
+    shorten: Annotated[bool | None, flag("shorten", "--shorten")] = None,
     rank: Annotated[int | None, flag("rank", "--rank")] = None,
     quant: Annotated[str | None, flag("quant", "--quant")] = None,
     seed: Annotated[int | None, flag("seed", "--seed")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="go on with the run in --out from its last checkpoint")
+        bool,
+        typer.Option(
+            "--resume", help="go on with the run in --out from its last checkpoint, as it was, but for --shorten"
+        ),
     ] = False,
     control: Annotated[
         bool, typer.Option("--control", help="train the unguarded twin too, into OUT-control, and compare both")
@@ -74,7 +79,7 @@ def tune(
             raise InputError("--resume needs the run to go on with", "kdguard tune --resume --out RUN")
         from kdguard.report.run import unfinished_config
 
-        config, flags = unfinished_config(out), {"out": out}
+        config, flags = unfinished_config(out), {"out": out, "shorten": shorten}
     resolved = resolve(flags, config, has_gpu=has_gpu)
     if control and not resolved.guard:
         raise InputError("--control adds a twin without the guard, and this run has none", "leave out --no-guard")
@@ -99,6 +104,11 @@ def tune(
                 by = "SIGTERM" if stop.args == (signal.SIGTERM,) else "Ctrl-C"
                 fail(INTERRUPTED, f"stopped by {by}", f"kdguard tune --resume --out {events.path.parent}")
             raise
+        except OutOfMemory as error:
+            if events.phase not in ("warm up", "train") or resolved.shorten:
+                raise
+            again = f"kdguard tune --resume --shorten --out {events.path.parent}"
+            raise OutOfMemory(error.message, f"{again}, which cuts the longest rows; or {error.hint}") from None
     if dry_run:
         import yaml
 

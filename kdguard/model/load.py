@@ -26,7 +26,8 @@ from transformers.pytorch_utils import Conv1D
 
 from kdguard.data.tokens import with_chat_template
 from kdguard.demo import MODEL as DEMO
-from kdguard.errors import InputError
+from kdguard.errors import InputError, OutOfMemory
+from kdguard.model.memory import ran_out
 
 
 @dataclass
@@ -92,7 +93,7 @@ def load_base(
 ) -> Base:
     """Load a causal language model, frozen: NF4 with double quantisation, 8-bit, or as it is.
 
-    Raises InputError when the model is not there or cannot be loaded.
+    Raises InputError when the model is not there or cannot be loaded, OutOfMemory when it does not fit by itself.
     """
     gc.collect()  # a base that an earlier run has left behind: two may not fit into memory
     config = load_config(name, revision)
@@ -119,9 +120,12 @@ def load_base(
             device_map={"": device()},
             use_safetensors=True,
         )
-    except torch.OutOfMemoryError:
-        raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, MemoryError, SafetensorError) as error:
+        if ran_out(error):
+            raise OutOfMemory(
+                f"{name}: memory ran out while the base was loaded",
+                "close what else uses the GPU, or take a smaller model: kdguard presets",
+            ) from None
         raise _unloadable(name, error) from None
     for module in model.modules():
         # bitsandbytes repacks a 4-bit weight in place on the first no-grad forward in eval mode on CPUs with
