@@ -32,7 +32,11 @@ def main() -> None:
             command = " ".join(sys.argv[1:2]) if sys.argv[1:2] and not sys.argv[1].startswith("-") else ""
             code = fail(2, error.format_message(), f"kdguard {command} --help".replace("  ", " "))
         elif type(error).__name__ == "OutOfMemoryError":
-            code = fail(1, "the GPU ran out of memory", "a smaller --micro-batch-size or --max-length")
+            code = fail(
+                1,
+                "the GPU ran out of memory",
+                "close what else uses it; a smaller --rank, --max-length or model: kdguard presets",
+            )
         else:
             raise
     sys.exit(code)

@@ -20,6 +20,7 @@ from kdguard.files import write_whole
 from kdguard.guard.rehearsal import REHEARSAL, rehearse, save_rows
 from kdguard.guard.teacher import drift
 from kdguard.model.load import load_base, load_tuned, own_tokenizer, save_adapter
+from kdguard.model.memory import at_once
 from kdguard.probes.answer import ask
 from kdguard.probes.packs import load_probes
 from kdguard.questions import new_questions, read_data
@@ -66,6 +67,7 @@ def adopt(
         loaded = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=own)
     except InputError as error:
         raise InputError(error.message, f"kdguard adopt {adapter} --base FOLDER_OR_HUB_ID") from None
+    at_once.tell = events.leaner
     renderer = Renderer(loaded.tokenizer)
     new = new_questions(read_data(config, renderer, events), config) if data else []
 

@@ -14,6 +14,7 @@ from kdguard.data.formats import Example
 from kdguard.data.tokens import Renderer
 from kdguard.events import Events
 from kdguard.model.load import load_base, load_tokenizer
+from kdguard.model.memory import at_once
 from kdguard.probes.answer import MAX_NEW_TOKENS, ask
 from kdguard.probes.levels import grade
 from kdguard.probes.overlap import overlap, states
@@ -43,6 +44,7 @@ def check(config: TuneConfig, events: Events) -> dict[str, Any]:
     distinct = distinct[rows.asks[distinct]]
     events.emit("phase", name="load")
     base = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=tokenizer)
+    at_once.tell = events.leaner
 
     def graded(questions: list[Probe]) -> list[Answer]:
         events.emit("phase", name="grade")

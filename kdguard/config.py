@@ -94,6 +94,13 @@ class TuneConfig(BaseModel):
         ge=16,
         description="longest row, in tokens; a longer conversation is several rows, a longer prompt is cut",
     )
+    offload: bool = Field(
+        False,
+        description="keep activation checkpoints in the computer's memory and not the GPU's: longer rows, slower steps",
+    )
+    shorten: bool = Field(
+        False, description="when memory runs out and nothing else is left to try, cut the longest rows' beginnings"
+    )
     embeddings: Literal["cpu", "gpu"] = Field(
         "cpu",
         description="where a GPU's run keeps the table of input embeddings, if the output head has one of its own: the "

@@ -15,6 +15,7 @@ from kdguard.files import write_whole
 from kdguard.guard.rehearsal import REHEARSAL, load_rows
 from kdguard.guard.teacher import drift
 from kdguard.model.load import load_base, load_tuned
+from kdguard.model.memory import at_once
 from kdguard.model.strength import scale_saved_adapter
 from kdguard.probes.answer import ask
 from kdguard.probes.score import Answer
@@ -76,6 +77,8 @@ def dial(
     renderer, new = asked_then.renderer, asked_then.new
     events.emit("phase", name="load")
     base = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=renderer.tokenizer)
+    at_once.tell = events.leaner
+    at_once.as_in(run.path / run_folder.EVENTS)
     rehearsed = run.path / run_folder.CHECKPOINTS / REHEARSAL
     for_drift = load_rows(rehearsed)[:DRIFT_ROWS] if rehearsed.exists() else []
     model = load_tuned(base, run.path / run_folder.ADAPTER)

@@ -2,6 +2,7 @@
 
 KdguardError             exit 1: the run failed
 +-- InputError           exit 2: the input or a flag is wrong
++-- OutOfMemory          exit 1: memory ran out, and nothing that takes less of it was left to try
 """
 
 
@@ -20,3 +21,7 @@ class InputError(KdguardError):
     """Something the person gave is wrong: a file, a row, a flag, a config key. Nothing was written."""
 
     exit_code = 2
+
+
+class OutOfMemory(KdguardError):
+    """Memory ran out, and so did the ways to take less of it."""

@@ -9,6 +9,7 @@ An event is a dict with `event` and `time` (seconds since the epoch, UTC) and th
     answers    when (before | after), of (probes | watched | new), correct, n
     sampled    step, known, kept, new, learned      a few questions asked on the way, for the report's curve
     watched    step, known, forgotten, ce, weight, next_weight      the watched probes after an epoch
+    leaner     phase, what, step or cache  memory ran out, and what was done, in words; see kdguard.model.memory
     finished   the report's verdict in short
 """
 
@@ -29,10 +30,13 @@ class Events:
     def __init__(self, *listeners: Callable[[Event], None]) -> None:
         self.listeners = list(listeners)
         self.path: Path | None = None
+        self.phase: str | None = None  # the last that began
         self._written = 0.0  # when progress was last written
 
     def emit(self, event: str, **values: Any) -> None:
         entry = {"event": event, "time": round(time.time(), 3), **values}
+        if event == "phase":
+            self.phase = values["name"]
         if self.path is not None and (event != "progress" or self._due(**values)):
             _append(self.path, json.dumps(entry, ensure_ascii=False))
         for listener in self.listeners:
@@ -44,6 +48,10 @@ class Events:
             return False
         self._written = now
         return True
+
+    def leaner(self, what: str, **how: int) -> None:
+        """Memory ran out in this phase, and `what` was done. how: the `step` of training, or AtOnce's `cache`."""
+        self.emit("leaner", phase=self.phase, what=what, **how)
 
     def progress(self, phase: str) -> Callable[[int, int], None]:
         """A callback `(done, total)` for one phase."""

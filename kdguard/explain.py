@@ -16,6 +16,7 @@ from kdguard.errors import InputError
 from kdguard.events import Events
 from kdguard.files import write_jsonl, write_whole
 from kdguard.model.load import load_base, load_tuned
+from kdguard.model.memory import at_once
 from kdguard.probes.overlap import moved, overlap, states
 from kdguard.questions import Asked, asked_in
 from kdguard.report import run as run_folder
@@ -54,6 +55,7 @@ def explain(run: Run, events: Events, *, control: bool = False) -> dict[str, Any
     cloning = _cloning(run, config, known, asked_then, events, control)  # first: two bases may not fit into memory
     events.emit("phase", name="load")
     base = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=renderer.tokenizer)
+    at_once.tell = events.leaner
     if len(asking) > MAX_ROWS:
         asking = sorted(random.Random(config.seed).sample(asking, MAX_ROWS))
     rows = [asked_then.rows.example(place) for place in asking]

@@ -83,6 +83,9 @@ class Terminal:
             self.sampled = f", learned {shares[0]:.0%}, kept {shares[1]:.0%}"
         elif kind == "watched":
             self.watched = f", watched forgot {event['forgotten']}/{event['known']}, weight {event['next_weight']:.3g}"
+        elif kind == "leaner":
+            where = f"in step {event['step']:,}" if "step" in event else f"while {PHASES[event['phase']]}"
+            self.out.print(f"  memory ran out {where}: {event['what']}; going on")
         elif kind == "answers":
             asked = {"probes": "old", "watched": "watched", "new": "new"}[event["of"]]
             who = "base" if event["when"] == "before" else "tuned"

@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from kdguard.config import TuneConfig
 from kdguard.events import Events
+from kdguard.guard.lean import CHECKPOINTING
 from kdguard.model.load import compute_dtype, device
 from kdguard.probes.packs import Probe
 from kdguard.probes.score import Answer
@@ -44,11 +45,8 @@ def training_arguments(config: TuneConfig, checkpoints: Path) -> TrainingArgumen
         disable_tqdm=True,
         remove_unused_columns=False,
         label_names=["labels"],
-        **(
-            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-            if on_gpu
-            else {}
-        ),
+        activation_checkpointing=on_gpu or config.offload,
+        activation_checkpointing_kwargs=CHECKPOINTING,
     )
 
 

@@ -20,9 +20,10 @@ from kdguard.data.check import lengths
 from kdguard.data.rows import Rows
 from kdguard.data.tokens import CHATML, Renderer, Row
 from kdguard.errors import InputError
-from kdguard.events import Events
+from kdguard.events import Events, read_events
 from kdguard.files import write_whole
 from kdguard.guard.budget import BudgetKeeper, settle
+from kdguard.guard.lean import Lean
 from kdguard.guard.rehearsal import REHEARSAL, load_rows, rehearse, save_rows
 from kdguard.guard.teacher import Guard, drift
 from kdguard.guard.trainer import GuardedTrainer
@@ -36,6 +37,7 @@ from kdguard.model.load import (
     load_tokenizer,
     save_adapter,
 )
+from kdguard.model.memory import at_once
 from kdguard.model.packing import keeps_rows_apart
 from kdguard.probes.answer import ask
 from kdguard.probes.levels import grade
@@ -123,7 +125,7 @@ def tune(
     out.mkdir(parents=True, exist_ok=True)
     events.path = out / run_folder.EVENTS
     events.emit("process", pid=os.getpid(), host=platform.node())
-    if not resume:
+    if not resume or config.shorten:  # which may have been said only now
         write_whole(out / run_folder.CONFIG, config.to_yaml())
 
     def answers(folder: str, when: str, questions: list[Probe]) -> list[Answer]:
@@ -148,8 +150,12 @@ def tune(
         events.emit("answers", when=when, of=folder, n=len(found), correct=sum(answer.correct for answer in found))
         return found
 
+    at_once.tell = events.leaner
+    if resume:
+        at_once.as_in(events.path)
     probes_before, new_before = answers("probes", "before", scored), answers("new", "before", new)
     watched_before = answers("watched", "before", watched) if watched else []
+    at_once.tell = lambda what, **how: events.leaner(f"{what}; the base was asked in larger ones", **how)
     rehearsal = _rehearsal(config, base.model, renderer, checkpoints, rows, events, resume)
     for_drift, rehearsal = rehearsal[:DRIFT_ROWS], rehearsal[DRIFT_ROWS:]
 
@@ -163,11 +169,12 @@ def tune(
     padded = Collator(tokenizer.pad_token_id)
     collate = pack if packing else padded
     arguments = training_arguments(config, checkpoints)
+    less = {"lean": Lean(offload=config.offload), "shorten": config.shorten, "on_step_down": events.leaner}
     guard = Guard(config.guard_weight if config.guard else 0.0, config.guard_temperature, config.guard_masked)
     if config.guard and config.teacher == "warmup":
         events.emit("phase", name="warm up")
         known_rows = [rows[row_of(answer.id)] for answer in new_before if answer.correct]
-        guard.teacher = warm_up(model, known_rows, collate, arguments, packing=packing, resume=resume)
+        guard.teacher = warm_up(model, known_rows, collate, arguments, resume=resume, packing=packing, **less)
     trainer = GuardedTrainer(
         model,
         arguments,
@@ -178,6 +185,7 @@ def tune(
         rehearsal=config.rehearsal if config.guard else 0.0,
         packing=packing,
         callbacks=[Tell(events, plan["steps"])],
+        **less,
     )
     trainer.remove_callback(PrinterCallback)
     known_probes = [probe for probe, answer in zip(scored, probes_before, strict=True) if answer.correct]
@@ -227,6 +235,7 @@ def tune(
             "tokens_per_second": round(plan["tokens"] * config.epochs / seconds, 1),
             "peak_memory_gib": round(peak_memory_gib(), 3),
             "total_seconds": round(time.time() - started, 3),
+            "leaner": [event["what"] for event in read_events(events.path) if event["event"] == "leaner"],
         },
     )
     save_adapter(model, out / run_folder.ADAPTER)

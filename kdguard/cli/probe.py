@@ -60,12 +60,14 @@ def ask(
 
         from kdguard.data.tokens import Renderer
         from kdguard.model.load import load_base, load_tuned, own_tokenizer
+        from kdguard.model.memory import at_once
         from kdguard.probes.levels import grade
 
         tokenizer = own_tokenizer(run / ADAPTER) if run else None
         base = load_base(name, quant=quant or config["quant"], revision=config["revision"], tokenizer=tokenizer)
         if run:
             load_tuned(base, run / ADAPTER)
+        at_once.tell = events.leaner
         events.emit("phase", name="grade")
         answers = grade(
             base.model,

@@ -20,7 +20,7 @@ from kdguard.cli.app import (
     show_runs,
 )
 from kdguard.config import TuneConfig
-from kdguard.errors import InputError
+from kdguard.errors import InputError, OutOfMemory
 
 
 @app.command(
@@ -53,11 +53,16 @@ def tune(
     packing: Annotated[bool | None, flag("packing", "--packing/--no-packing")] = None,
     max_length: Annotated[int | None, flag("max_length", "--max-length")] = None,
     embeddings: Annotated[str | None, flag("embeddings", "--embeddings")] = None,
+    offload: Annotated[bool | None, flag("offload", "--offload/--no-offload")] = None,
+    shorten: Annotated[bool | None, flag("shorten", "--shorten")] = None,
     rank: Annotated[int | None, flag("rank", "--rank")] = None,
     quant: Annotated[str | None, flag("quant", "--quant")] = None,
     seed: Annotated[int | None, flag("seed", "--seed")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="go on with the run in --out from its last checkpoint")
+        bool,
+        typer.Option(
+            "--resume", help="go on with the run in --out from its last checkpoint, as it was, but for --shorten"
+        ),
     ] = False,
     control: Annotated[
         bool, typer.Option("--control", help="train the unguarded twin too, into OUT-control, and compare both")
@@ -76,7 +81,7 @@ def tune(
             raise InputError("--resume needs the run to go on with", "kdguard tune --resume --out RUN")
         from kdguard.report.run import unfinished_config
 
-        config, flags = unfinished_config(out), {"out": out}
+        config, flags = unfinished_config(out), {"out": out, "shorten": shorten}
     resolved = resolve(flags, config, memory=gpu_memory)
     if control and not resolved.guard:
         raise InputError("--control adds a twin without the guard, and this run has none", "leave out --no-guard")
@@ -101,6 +106,11 @@ def tune(
                 by = "SIGTERM" if stop.args == (signal.SIGTERM,) else "Ctrl-C"
                 fail(INTERRUPTED, f"stopped by {by}", f"kdguard tune --resume --out {events.path.parent}")
             raise
+        except OutOfMemory as error:
+            if events.phase not in ("warm up", "train") or resolved.shorten:
+                raise
+            again = f"kdguard tune --resume --shorten --out {events.path.parent}"
+            raise OutOfMemory(error.message, f"{again}, which cuts the longest rows; or {error.hint}") from None
     if dry_run:
         import yaml
 

@@ -15,10 +15,9 @@ from torch import Tensor
 from kdguard.data import IGNORE
 from kdguard.model.head import Head
 
-_CHUNK = 2**25  # logits of one product: 64 MiB in bf16
+LOGITS = 2**25  # of one product: 64 MiB in bf16
 # Logits worked on at once in fp32: enough for a GPU to be worth the call, few enough for a processor's caches.
 PIECE = {"cpu": 2**18}
-GPU_PIECE = 2**22
 
 
 class GuardLoss(NamedTuple):
@@ -42,6 +41,7 @@ def guard_loss(
     n_targets: Tensor | float | None = None,
     n_guarded: Tensor | float | None = None,
     chunk: int | None = None,
+    at_once: int = LOGITS,
 ) -> GuardLoss:
     """Cross-entropy on the target positions plus the weighted forward KL(teacher || student) on all positions.
 
@@ -57,7 +57,7 @@ def guard_loss(
     shares: (positions,), how much of `weight` each position has; 1 by default.
     n_targets, n_guarded: N and M. Give the counts over the whole optimiser step, all micro-batches and processes, and
         splitting a batch never changes the gradient; by default they are counted here.
-    chunk: positions at a time; by default as many as keep a chunk's logits at 64 MiB in bf16.
+    chunk: positions at a time; by default as many as have `at_once` logits, 64 MiB in bf16.
     """
     if teacher is None:
         at = labels != IGNORE
@@ -67,11 +67,12 @@ def guard_loss(
     n_targets = (labels != IGNORE).sum() if n_targets is None else n_targets
     n_guarded = len(labels) if n_guarded is None else n_guarded
     if chunk is None:
-        chunks = math.ceil(len(student) * len(head.weight) / _CHUNK)
+        chunks = math.ceil(len(student) * len(head.weight) / at_once)
         chunk = max(1, math.ceil(len(student) / max(1, chunks)))  # all of one size
+    piece = max(1, min(PIECE.get(student.device.type, at_once), at_once // 8) // len(head.weight))  # positions
     return GuardLoss(
         *_SharedHeadLoss.apply(
-            student, teacher, labels, head, weight, temperature, masked, shares, n_targets, n_guarded, chunk
+            student, teacher, labels, head, weight, temperature, masked, shares, n_targets, n_guarded, chunk, piece
         )
     )
 
@@ -80,7 +81,9 @@ class _SharedHeadLoss(torch.autograd.Function):
     """Computes the gradient in forward, chunk by chunk, and hands it over in backward."""
 
     @staticmethod
-    def forward(ctx, student, teacher, labels, head, weight, temperature, masked, shares, n_targets, n_guarded, chunk):
+    def forward(
+        ctx, student, teacher, labels, head, weight, temperature, masked, shares, n_targets, n_guarded, chunk, piece
+    ):
         wide = torch.promote_types(student.dtype, torch.float32)
         ce = torch.zeros((), dtype=wide, device=student.device)
         kl = torch.zeros((), dtype=wide, device=student.device)
@@ -88,7 +91,6 @@ class _SharedHeadLoss(torch.autograd.Function):
         n_guarded = torch.as_tensor(n_guarded, dtype=wide, device=student.device).clamp(min=1)
         shares = torch.ones_like(labels, dtype=wide) if shares is None else shares.to(wide)
         grad = torch.empty_like(student, dtype=wide) if student.requires_grad else None
-        piece = max(1, PIECE.get(student.device.type, GPU_PIECE) // len(head.weight))
         for start in range(0, len(student), chunk):
             rows = slice(start, start + chunk)
             product = head.product(student[rows])  # (chunk, vocabulary); its gradient takes its place, piece by piece
@@ -122,7 +124,7 @@ class _SharedHeadLoss(torch.autograd.Function):
     def backward(ctx, grad_loss, *_):
         (grad,) = ctx.saved_tensors
         # Scaled before it is rounded: a loss scale is there to keep 16-bit gradients from underflowing.
-        return ((grad * grad_loss).to(ctx.dtype), *(None,) * 10)
+        return ((grad * grad_loss).to(ctx.dtype), *(None,) * 11)
 
 
 class _Terms(NamedTuple):

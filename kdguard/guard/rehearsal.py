@@ -9,7 +9,7 @@ Sources: self-synthesized rehearsal (arXiv 2403.01244); sampling an instruct mod
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from kdguard.data import IGNORE
 from kdguard.data.tokens import Renderer, Row
 from kdguard.files import write_jsonl
-from kdguard.probes.answer import ArithmeticSampling, batch_rows, generate
+from kdguard.model.memory import in_batches
+from kdguard.probes.answer import ArithmeticSampling, generate
 
 REHEARSAL = "rehearsal.jsonl"  # beside the checkpoints
 ROUNDS = 4  # how often `n` questions are written, at most
@@ -45,13 +46,24 @@ def rehearse(
     the longest answer.
     """
     prefix, ending = renderer.user_prefix(), renderer.after_user_turn()
-    batch_size = batch_rows(model, len(prefix) + len(ending) + 2 * max_new_tokens)
+    room = len(prefix) + len(ending) + 2 * max_new_tokens
     stop = [token for token in ending if token in renderer.control][:1]
     rng = random.Random(seed)
     shift = rng.random()  # one for all codes: they stay evenly spaced, and finer with each round
     questions: dict[tuple[int, ...], None] = {}
     rows: list[Row] = []
     total = 2 * n  # questions, then answers
+
+    def written(codes: list[float]) -> list[list[int]]:
+        return generate(
+            model,
+            renderer,
+            [prefix] * len(codes),
+            max_new_tokens=max_new_tokens,
+            processors=[ArithmeticSampling(codes)],
+            stop=stop,
+        )
+
     progress(0, total)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -59,23 +71,17 @@ def rehearse(
             before = len(questions)
             codes = [(i + (turn + shift) / ROUNDS) / n if spread else rng.random() for i in range(n)]
             rng.shuffle(codes)
-            for these in _batches(codes, batch_size):
-                written = generate(
-                    model,
-                    renderer,
-                    [prefix] * len(these),
-                    max_new_tokens=max_new_tokens,
-                    processors=[ArithmeticSampling(these)],
-                    stop=stop,
-                )
-                questions.update(dict.fromkeys(map(tuple, written)))
+            for found in in_batches(model, codes, lambda _: room, written):
+                questions.update(dict.fromkeys(map(tuple, found)))
                 progress(min(len(questions), n), total)
             if len(questions) > ENOUGH * n or len(questions) - before < (1 - ENOUGH) * n:
                 break
         prompts = [[*prefix, *question, *ending] for question in questions]
         prompts = rng.sample(prompts, min(n, len(prompts)))
-        for these in _batches(prompts, batch_size):
-            rows += answered(model, renderer, these, max_new_tokens)
+        for found in in_batches(
+            model, prompts, lambda _: room, lambda these: answered(model, renderer, these, max_new_tokens)
+        ):
+            rows += found
             progress(n + len(rows), total)
     progress(total, total)
     return rows
@@ -98,7 +104,3 @@ def load_rows(path: Path) -> list[Row]:
 
 def _row(ids: list[int]) -> Row:
     return Row(ids, [IGNORE] * len(ids))
-
-
-def _batches(items: list, size: int) -> Iterator[list]:
-    return (items[i : i + size] for i in range(0, len(items), size))

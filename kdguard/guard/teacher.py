@@ -19,10 +19,12 @@ from transformers import PreTrainedModel
 
 from kdguard.data import IGNORE
 from kdguard.guard.kept import KeptStates
+from kdguard.guard.lean import Lean
 from kdguard.guard.loss import guard_loss
 from kdguard.guard.lower import lower_layers
 from kdguard.model.head import head_of
 from kdguard.model.load import base_view
+from kdguard.model.memory import in_batches
 
 
 @dataclass
@@ -66,14 +68,22 @@ def take_snapshot(model: PeftModel, name: str) -> None:
     model.set_adapter(student)
 
 
-def install(model: PeftModel, guard: Guard, kept: KeptStates | None = None, *, share: bool = True) -> None:
+def install(
+    model: PeftModel,
+    guard: Guard,
+    kept: KeptStates | None = None,
+    *,
+    lean: Lean | None = None,
+    share: bool = True,
+) -> None:
     """Teach the base inside `model` to answer `model(..., counts=(N, M))` with the guarded loss of the batch.
 
     The batch's rows are padded, (rows, tokens) with an `attention_mask`, or packed one after another, (1, tokens) with
     `position_ids` that start again at 0 with each row. With `kept`, it names its rows in `row_ids`, and the teacher
-    runs only for those it has not met yet. With `share`, layers below the lowest adapter run once for teacher and
-    student (`kdguard.guard.lower`).
+    runs only for those it has not met yet. `lean` says how much of the loss is worked on at once. With `share`, layers
+    below the lowest adapter run once for teacher and student (`kdguard.guard.lower`).
     """
+    lean = lean or Lean()
     lm = model.get_base_model()
     plain_forward: Callable = lm.forward
     lower = lower_layers(lm) if share else None
@@ -123,6 +133,7 @@ def install(model: PeftModel, guard: Guard, kept: KeptStates | None = None, *, s
                 shares=torch.where(torch.isin(row_of, rows[labels != IGNORE]), guard.lesson, 1.0),
                 n_targets=counts[0],
                 n_guarded=counts[1],
+                at_once=lean.logits,
             )._asdict()
 
     lm.forward = forward
@@ -170,14 +181,15 @@ def count(batch: dict[str, Tensor]) -> Tensor:
 def drift(model: PeftModel, rows: Sequence[Any], collate: Callable[[Sequence[Any]], dict[str, Tensor]]) -> float:
     """Mean KL(base || tuned) per token, in nats, over rows that the base wrote."""
     lm = model.get_base_model()
-    total, tokens = 0.0, 0
-    for batch in (collate(rows[i : i + 16]) for i in range(0, len(rows), 16)):
-        inputs = {key: value.to(lm.device) for key, value in _readable(batch).items()}
+
+    def held_apart(batch: list[Any]) -> tuple[float, int]:
+        inputs = {key: value.to(lm.device) for key, value in _readable(collate(batch)).items()}
         at = guarded_positions(inputs)
         with base_view(model):
             teacher = _hidden_states(lm, inputs)[at]
         student = _hidden_states(lm, inputs)[at]
         unlabelled = torch.full((len(student),), IGNORE, device=lm.device)
-        total += guard_loss(student, teacher, unlabelled, head_of(lm)).kl.item() * len(student)
-        tokens += len(student)
-    return total / tokens
+        return guard_loss(student, teacher, unlabelled, head_of(lm)).kl.item() * len(student), len(student)
+
+    totals, tokens = zip(*in_batches(lm, rows, lambda row: len(row.ids), held_apart, most=16), strict=True)
+    return sum(totals) / sum(tokens)

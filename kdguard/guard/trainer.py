@@ -14,11 +14,12 @@ import torch
 from accelerate import Accelerator
 from peft import PeftModel
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from kdguard.data.rows import Rows
 from kdguard.errors import InputError, KdguardError
 from kdguard.guard.kept import KeptStates
+from kdguard.guard.lean_trainer import LeanTrainer
 from kdguard.guard.teacher import Guard, count, install
 from kdguard.model.head import check_head
 
@@ -116,7 +117,7 @@ class MixedBatchSampler(Sampler[list[int]]):
         return packs
 
 
-class GuardedTrainer(Trainer):
+class GuardedTrainer(LeanTrainer):
     """Trains a PEFT model on rows with `input_ids`, `attention_mask` and `labels`, guarded by its own base.
 
     It takes what `transformers.Trainer` takes, and
@@ -130,9 +131,14 @@ class GuardedTrainer(Trainer):
         DataCollatorWithFlattening). An optimiser step has as many rows as `args` say, but goes through the model in as
         few micro-batches as that allows: `gradient_accumulation_steps` follows. The model must keep packed rows apart
         (`kdguard.model.packing`).
+    lean: with how little memory to begin (`kdguard.guard.lean`). Where it runs out, the optimiser step is begun anew
+        with less: its rows and its gradient stay what they were. One of several processes cannot do so by itself.
+    shorten: whether the longest rows may be cut, once nothing else is left.
+    on_step_down: called with what was done, in words, and `step`, its number.
 
-    Raises InputError for a model whose head is trained, and KdguardError when training goes wrong silently: a loss
-    that is not a number, or an adapter that does not move.
+    Raises InputError for a model whose head is trained; KdguardError when training goes wrong silently, with a loss
+    that is not a number or an adapter that does not move; OutOfMemory when nothing that takes less memory is left,
+    after a checkpoint of the last whole step.
     """
 
     def __init__(
@@ -156,7 +162,7 @@ class GuardedTrainer(Trainer):
         self.rehearsal_dataset = rehearsal_dataset
         self.rehearsal = rehearsal if rehearsal_dataset else 0.0
         self.kept = self._kept_states() if keep_teacher and self.guard.weight > 0 else None
-        install(self.model, self.guard, self.kept, share=not self._sharded)
+        install(self.model, self.guard, self.kept, lean=self.lean, share=not self._sharded)
         # One process, one GPU: nn.DataParallel would double the batch, and no base is split like that.
         self.args._n_gpu = min(self.args.n_gpu, 1)
         self._train_batch_size = self.args.train_batch_size
@@ -170,8 +176,6 @@ class GuardedTrainer(Trainer):
         self.args.logging_nan_inf_filter = False  # it would replace a NaN in the log and train on
         self.loss_is_scaled_for_ga = True  # the counts are of the whole step
         self.add_callback(_AdapterMoves(self.accelerator))
-        self._parts = torch.zeros(2, dtype=torch.float64)  # CE and KL summed since they were last logged
-        self._steps = 0  # optimiser steps in them
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         finished = False
@@ -190,11 +194,6 @@ class GuardedTrainer(Trainer):
         # A teacher's adapter would be taken for the only one when this checkpoint is loaded.
         if self.guard.teacher:
             shutil.rmtree(Path(output_dir or self.args.output_dir) / self.guard.teacher, ignore_errors=True)
-
-    @property
-    def _sharded(self) -> bool:
-        """Where weights are sharded a layer's forward is collective: no process may leave it out."""
-        return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     def _kept_states(self) -> KeptStates | None:
         """A place for the states of the rows that are visited more than once, if there are any."""
@@ -236,12 +235,6 @@ class GuardedTrainer(Trainer):
     def _collate(self, numbered: Sequence[tuple[int, Any]]) -> dict[str, torch.Tensor]:
         batch = self.data_collator([row for _, row in numbered])
         return {**batch, "row_ids": torch.tensor([number for number, _ in numbered])}
-
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
-        """(N, M) over the whole optimiser step: every micro-batch and every process."""
-        self._steps += 1
-        counts = sum(count(batch) for batch in batch_samples).to(device)
-        return self.accelerator.gather(counts[None]).sum(0)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The guarded loss of one micro-batch; its share of the step's means, so that micro-batches add up."""

@@ -7,6 +7,7 @@ format of the data, whose own answers would hold the tuned model back from it.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 from transformers import TrainingArguments
@@ -27,15 +28,15 @@ def warm_up(
     collate: Callable,
     arguments: TrainingArguments,
     *,
-    packing: int | None = None,
     resume: bool = False,
+    **how: Any,
 ) -> str:
     """Train `model` for one epoch on the `known` rows, snapshot its adapter, and return the snapshot's name.
 
     The snapshot is kept beside the checkpoints; a run that resumes takes it from there. Raises KdguardError when no
     row is known.
 
-    collate, packing: as GuardedTrainer takes them.
+    collate, how: what else GuardedTrainer takes.
     """
     kept = Path(arguments.output_dir) / "warm-up"
     if resume and kept.exists():
@@ -48,9 +49,7 @@ def warm_up(
             "--teacher base, or add rows to the data that it knows",
         )
     once = replace(arguments, num_train_epochs=1, save_strategy="no", warmup_steps=0)
-    trainer = GuardedTrainer(
-        model, once, train_dataset=known, data_collator=collate, guard=Guard(weight=0.0), packing=packing
-    )
+    trainer = GuardedTrainer(model, once, train_dataset=known, data_collator=collate, guard=Guard(weight=0.0), **how)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     take_snapshot(model, NAME)

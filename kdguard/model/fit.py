@@ -17,7 +17,8 @@ def estimate_gib(model: PreTrainedModel, config: TuneConfig, length: int, packin
     """A rough peak, in GiB: base, adapter with its gradients and AdamW's moments, activations and loss chunks.
 
     length: of the longest row. packing: tokens of a packed micro-batch, or None where rows are padded. Activations
-    assume checkpointing: one hidden state a layer, and one layer's worth while it is recomputed.
+    assume checkpointing: one hidden state a layer, unless they are offloaded, and one layer's worth while it is
+    recomputed.
     """
     text = model.config.get_text_config()
     base = _bytes_on_meta(model, config.quant) if model.device.type == "meta" else model.get_memory_footprint()
@@ -30,7 +31,8 @@ def estimate_gib(model: PreTrainedModel, config: TuneConfig, length: int, packin
     if packing:
         tokens = min(tokens, max(packing, length))
     widest = max(sizes, default=4 * text.hidden_size)
-    activations = tokens * (text.hidden_size * (adapted * text.num_hidden_layers + 8) + 8 * widest) * 4
+    kept = 0 if config.offload else text.num_hidden_layers
+    activations = tokens * (text.hidden_size * (kept + 8) + 8 * widest) * 4
     return (base + adapter * 4 * 4 + activations + 5 * 2**25) / 2**30
 
 

@@ -26,8 +26,9 @@ from transformers.pytorch_utils import Conv1D
 
 from kdguard.data.tokens import with_chat_template
 from kdguard.demo import MODEL as DEMO
-from kdguard.errors import InputError
+from kdguard.errors import InputError, OutOfMemory
 from kdguard.model.embedding import LookedUp, free_embeddings
+from kdguard.model.memory import ran_out
 
 
 @dataclass
@@ -118,7 +119,7 @@ def load_base(
 
     embeddings: where a quantised model on a GPU has its table of input embeddings, if the head does not share it.
 
-    Raises InputError when the model is not there or cannot be loaded.
+    Raises InputError when the model is not there or cannot be loaded, OutOfMemory when it does not fit by itself.
     """
     gc.collect()  # a base that an earlier run has left behind: two may not fit into memory
     config = load_config(name, revision)
@@ -135,9 +136,12 @@ def load_base(
             device_map={"": device()},
             use_safetensors=True,
         )
-    except torch.OutOfMemoryError:
-        raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, MemoryError, SafetensorError) as error:
+        if ran_out(error):
+            raise OutOfMemory(
+                f"{name}: memory ran out while the base was loaded",
+                "close what else uses the GPU, or take a smaller model: kdguard presets",
+            ) from None
         raise _unloadable(name, error) from None
     for module in model.modules():
         # bitsandbytes repacks a 4-bit weight in place on the first no-grad forward in eval mode on CPUs with

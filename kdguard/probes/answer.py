@@ -3,6 +3,7 @@
 Before and after are asked in the same batches: in 16 bits the shape of a batch can change an answer.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel, TemperatureLogitsWarper
 
 from kdguard.data.tokens import Renderer
+from kdguard.model.memory import in_batches
 from kdguard.probes.packs import Probe
 from kdguard.probes.score import Answer, is_correct
 
@@ -49,9 +51,7 @@ def ask(
         probe = probes[i]
         answers[i] = Answer(probe.id, probe.category, probe.question, probe.answers, text, right, tokens=tokens)
 
-    progress(0, len(order))
-    while len(answers) < chosen:
-        batch = _batch(model, order[len(answers) : chosen], room, prompts)
+    def generated(batch: list[int]) -> None:
         confidence = Confidence()
         sampling = (
             [TemperatureLogitsWarper(temperature), ArithmeticSampling([codes[i] for i in batch])] if temperature else []
@@ -66,7 +66,11 @@ def ask(
         for i, ids, shares in zip(batch, replies, confidence.rows(), strict=True):
             text = renderer.tokenizer.decode(ids, skip_special_tokens=True).strip()
             answered(i, text, is_correct(text, probes[i].answers), pieces(renderer, ids, shares))
-        progress(len(answers), len(order))
+
+    progress(0, len(order))
+    for _, alike in itertools.groupby(order[:chosen], room.__getitem__):
+        for _ in in_batches(model, list(alike), lambda i: len(prompts[i]) + room[i], generated):
+            progress(len(answers), len(order))
     for i in order[chosen:]:
         text, share = _choose(model, renderer, prompts[i], probes[i].choices, " " if few_shot else "")
         answered(i, text, text in probes[i].answers, ((text, share),))
@@ -86,14 +90,18 @@ def _choose(
     replies = [renderer.tokenizer(before + choice, add_special_tokens=False)["input_ids"] for choice in choices]
     width = max(map(len, replies))
     pad = renderer.tokenizer.pad_token_id
-    ids = torch.tensor([[*prompt, *reply, *[pad] * (width - len(reply))] for reply in replies], device=model.device)
-    mask = torch.tensor(
-        [[1] * (len(prompt) + len(reply)) + [0] * (width - len(reply)) for reply in replies], device=model.device
-    )
-    with torch.no_grad(), _evaluating(model):
-        logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=width + 1).logits[:, :-1]
-    each = logits.float().log_softmax(-1).gather(-1, ids[:, -width:, None])[..., 0]  # (choices, width)
-    scores = (each * mask[:, -width:]).sum(-1)
+
+    def scored(replies: list[list[int]]) -> Tensor:  # (replies,)
+        ids = torch.tensor([[*prompt, *reply, *[pad] * (width - len(reply))] for reply in replies], device=model.device)
+        mask = torch.tensor(
+            [[1] * (len(prompt) + len(reply)) + [0] * (width - len(reply)) for reply in replies], device=model.device
+        )
+        with torch.no_grad(), _evaluating(model):
+            logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=width + 1).logits[:, :-1]
+        each = logits.float().log_softmax(-1).gather(-1, ids[:, -width:, None])[..., 0]  # (replies, width)
+        return (each * mask[:, -width:]).sum(-1)
+
+    scores = torch.cat([*in_batches(model, replies, lambda reply: len(prompt) + width, scored)])
     scores = scores / torch.tensor([len(choice.encode()) for choice in choices], device=scores.device)
     best = int(scores.argmax())
     return choices[best], round(scores.softmax(-1)[best].item(), 4)
@@ -114,15 +122,6 @@ def pieces(renderer: Renderer, ids: Sequence[int], shares: Sequence[float]) -> t
     return tuple(pieces)
 
 
-def batch_rows(model: PreTrainedModel, tokens: int) -> int:
-    """Rows of `tokens` to generate for at once: as many as keep their cache within 1 GiB, 512 at most."""
-    text = model.config.get_text_config()
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    row = tokens * 2 * text.num_hidden_layers * heads * head * model.dtype.itemsize
-    return max(1, min(512, 2**30 // row))
-
-
 def _room(renderer: Renderer, probe: Probe, least: int) -> int:
     """New tokens for an answer, in powers of two so that probes share batches."""
     if not probe.messages:
@@ -131,19 +130,6 @@ def _room(renderer: Renderer, probe: Probe, least: int) -> int:
     while least < min(longest + 4, 512):
         least *= 2
     return least
-
-
-def _batch(
-    model: PreTrainedModel, order: Sequence[int], room: Sequence[int], prompts: Sequence[list[int]]
-) -> list[int]:
-    """The next probes that are answered together: the same room, and a cache that fits."""
-    batch: list[int] = []
-    for i in order:
-        tokens = len(prompts[i]) + room[i]
-        if batch and (room[i] != room[batch[0]] or len(batch) >= batch_rows(model, tokens)):
-            break
-        batch.append(i)
-    return batch
 
 
 def generate(

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kdguard.model.memory import in_batches
+
 ROWS = 16  # prompts at once
 
 
@@ -23,10 +25,8 @@ def states(
     """
     decoder, middle = model.get_decoder(), model.config.get_text_config().num_hidden_layers // 2
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    found = torch.empty(len(prompts), 2, model.config.get_text_config().hidden_size)
-    for start in range(0, len(order), ROWS):
-        progress(start, len(order))
-        batch = order[start : start + ROWS]
+
+    def looked_at(batch: list[int]) -> tuple[list[int], Tensor]:
         lengths = torch.tensor([len(prompts[i]) for i in batch], device=model.device)
         ids = torch.zeros(len(batch), int(lengths.max()), dtype=torch.long, device=model.device)
         for row, i in enumerate(batch):
@@ -35,8 +35,15 @@ def states(
         layers = decoder(ids, attention_mask=mask, use_cache=False, output_hidden_states=True).hidden_states
         read = (layers[middle].float() * mask[..., None]).sum(1) / lengths[:, None]
         answers = layers[-1][torch.arange(len(batch), device=model.device), lengths - 1].float()
-        found[batch] = torch.stack([read, answers], 1).cpu()
-    progress(len(order), len(order))
+        return batch, torch.stack([read, answers], 1).cpu()
+
+    found = torch.empty(len(prompts), 2, model.config.get_text_config().hidden_size)
+    done = 0
+    progress(done, len(order))
+    for batch, both in in_batches(model, order, lambda i: len(prompts[i]), looked_at, most=ROWS):
+        found[batch] = both
+        done += len(batch)
+        progress(done, len(order))
     return found
 
 

@@ -24,6 +24,7 @@ class Progress:
     losses: list[Event] = field(default_factory=list)
     sampled: list[Event] = field(default_factory=list)
     answers: list[Event] = field(default_factory=list)
+    leaner: list[str] = field(default_factory=list)
 
     @property
     def in_words(self) -> str:
@@ -42,6 +43,8 @@ def progress(events: Sequence[Event]) -> Progress:
         if kind == "process":
             found.phase, found.done, found.total, began = "starting", 0, 0, event["time"]
             started = event["time"]
+        elif kind == "leaner":
+            found.leaner.append(event["what"])
         elif kind == "phase":
             found.phase, found.done, found.total, began = event["name"], 0, 0, event["time"]
         elif kind == "progress":
