@@ -42,6 +42,12 @@ def here() -> Card:
     return Card("this computer, without an NVIDIA GPU", memory.total / 2**30, memory.used / 2**30, gpu=False)
 
 
+def gpu_memory() -> float | None:
+    """GiB of the first GPU; None where there is none."""
+    card = here()
+    return card.total if card.gpu else None
+
+
 def parse_size(text: str) -> float:
     """`8GB`, `8 GiB`, `8` or `8192MB` in GB. Raises InputError for anything else."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:(m|g)i?b?)?\s*", text, re.IGNORECASE)

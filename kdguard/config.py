@@ -210,9 +210,10 @@ def resolve(
         )
     else:
         preset_file(chosen)
-    preset = {key: value for key, value in available.get(chosen or "", {}).items() if key not in _META}
-    if "memory" in available.get(chosen or "", {}) and (room := memory()):
-        preset |= by_memory(available[chosen], room)
+    shipped_one = available.get(chosen or "", {})
+    preset = {key: value for key, value in shipped_one.items() if key not in _META}
+    if "memory" in shipped_one and (room := memory()):
+        preset |= by_memory(shipped_one, room)
     if model is not None and preset and model != preset["model"]:
         preset = {key: value for key, value in preset.items() if key not in _OWN}
     if given.get("goal", from_file.get("goal")) == "style":

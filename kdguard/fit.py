@@ -11,22 +11,27 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from numpy.polynomial import Polynomial
 from peft import PeftModel
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from kdguard.config import MOST_PACKED, TuneConfig, presets
+from kdguard.guard.lean import CHECKPOINTING
 from kdguard.guard.loss import PIECE
 from kdguard.guard.teacher import Guard, install
 from kdguard.model.embedding import free_embeddings
 from kdguard.model.empty import network, without_data
 from kdguard.model.load import Base, add_adapter, load_config
+from kdguard.model.memory import batch_rows
 from kdguard.model.meter import Meter
-from kdguard.probes.answer import MAX_NEW_TOKENS, batch_rows
+from kdguard.probes.answer import MAX_NEW_TOKENS
 
 LINES = ("weights", "adapter", "gradients", "optimiser", "activations", "teacher", "loss", "answers")
 TRAINING = "teacher", "activations", "loss"  # the phases of a step: teacher's forward, student's with backward, loss
@@ -82,6 +87,14 @@ def estimate(config: TuneConfig, of: PretrainedConfig, length: int, *, gpu: bool
     return _by_length(config, of, LONG, gpu)(length)
 
 
+def needed_gib(config: TuneConfig, of: PretrainedConfig, length: int) -> float | None:
+    """The total of `estimate` on this computer; None for an architecture that does not run without data."""
+    try:
+        return estimate(config, of, length, gpu=torch.cuda.is_available()).total / 2**30
+    except Exception:  # whatever a model's own code raises that looks at its data
+        return None
+
+
 def longest(config: TuneConfig, of: PretrainedConfig, rooms: Sequence[float], *, gpu: bool) -> list[int]:
     """The largest `max_length`, in tokens, with which a run stays within each of `rooms` bytes; 0 where none does."""
     most = getattr(of.get_text_config(), "max_position_embeddings", None) or LONG[-1]
@@ -109,7 +122,10 @@ def _by_length(
         for label in peak
     }
     return lambda length: _together(
-        {phase: Counter({label: curves[phase, label](length) for label in peak}) for phase, peak in runs[-1].items()}
+        {
+            phase: Counter({label: float(curves[phase, label](length)) for label in peak})
+            for phase, peak in runs[-1].items()
+        }
     )
 
 
@@ -187,8 +203,12 @@ def _run(config: TuneConfig, of: PretrainedConfig, length: int, gpu: bool, layer
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)
         install(model, Guard(config.guard_weight if config.guard else 0.0))
-        if gpu:
-            model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+        if gpu or config.offload:
+            base.activation_checkpointing_enable(CHECKPOINTING)
+        if gpu and config.offload:
+            for module in base.modules():
+                if hasattr(module, "_gradient_checkpointing_func"):
+                    module._gradient_checkpointing_func = _offloaded
         model.train()
         meter.label = "activations"
         ids = torch.empty(rows, tokens, dtype=torch.long)
@@ -215,6 +235,12 @@ def _together(peaks: dict[str, Counter[str]]) -> Estimate:
         {**{name: training[name] for name in LINES}, "answers": beyond},
         {phase: peaks[phase].total() for phase in (*TRAINING, "answers") if phase in peaks},
     )
+
+
+def _offloaded(function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """A checkpoint whose inputs wait elsewhere for the backward."""
+    with saved_tensors_hooks(lambda kept: (kept.shape, kept.dtype), lambda was: torch.empty(was[0], dtype=was[1])):
+        return checkpoint(function, *args, **kwargs, **CHECKPOINTING)
 
 
 @contextlib.contextmanager

@@ -138,7 +138,9 @@ def plan_table(plan: dict[str, Any]) -> Table:
         + (
             f"; {plan['watched']:,} more old ones watch the budget of {config['budget']:.2%}" if plan["watched"] else ""
         ),
-        "memory": f"about {plan['memory_gib']:.1f} GiB at its peak",
+        "memory": f"about {plan['memory_gib']:.1f} GiB at its peak"
+        if plan["memory_gib"]
+        else "not known for this architecture",
         "run folder": plan["out"],
     }
     for name, value in rows.items():

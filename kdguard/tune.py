@@ -22,13 +22,13 @@ from kdguard.data.tokens import CHATML, Renderer, Row
 from kdguard.errors import InputError
 from kdguard.events import Events, read_events
 from kdguard.files import write_whole
+from kdguard.fit import needed_gib
 from kdguard.guard.budget import BudgetKeeper, settle
 from kdguard.guard.lean import Lean
 from kdguard.guard.rehearsal import REHEARSAL, load_rows, rehearse, save_rows
 from kdguard.guard.teacher import Guard, drift
 from kdguard.guard.trainer import GuardedTrainer
 from kdguard.guard.warmup import warm_up
-from kdguard.model.fit import estimate_gib
 from kdguard.model.load import (
     add_adapter,
     default_lr,
@@ -95,7 +95,7 @@ def tune(
     longest = int(rows.lengths.max())
     packing = None
     if config.packing and keeps_rows_apart(base.model, [rows[0], rows[-1]]):
-        packing = (config.micro_batch_size or 1) * config.max_length  # tokens
+        packing = config.pack_tokens
     plan = {
         "model": config.model,
         "parameters": base.parameters,
@@ -114,7 +114,7 @@ def tune(
         "new_questions": len(new),
         "rehearsal_rows": rehearsal_rows(config, len(rows)),
         "packing": packing,
-        "memory_gib": estimate_gib(base.model, config, longest, packing),
+        "memory_gib": needed_gib(config.model_copy(update={"packing": bool(packing)}), base.model.config, longest),
         "out": str(out),
     }
     events.emit("plan", config=config.model_dump(mode="json"), **plan)

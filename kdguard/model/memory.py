@@ -47,7 +47,7 @@ class AtOnce:
     `cache` from then on.
     """
 
-    cache: int = 2**30
+    cache: int = 2**29
     tell: Callable[..., None] = lambda what, cache: None
 
     def as_in(self, events: Path) -> None:

@@ -88,10 +88,9 @@ def typed(words: Sequence[str]) -> str:
 
 
 @functools.lru_cache(maxsize=32)
-def needed_gib(config: str) -> float:
-    """The peak of a run with this config, as JSON. Cached, for every key that is typed asks for it."""
-    from kdguard.model.fit import estimate_gib, shape
+def needed_gib(config: str) -> float | None:
+    """The peak of a run with this config, as JSON, here. Cached, for every key that is typed asks for it."""
+    from kdguard import fit
 
     wanted = TuneConfig.model_validate_json(config)
-    packing = (wanted.micro_batch_size or 1) * wanted.max_length if wanted.packing else None
-    return estimate_gib(shape(wanted), wanted, wanted.max_length, packing)
+    return fit.needed_gib(wanted, fit.config_of(wanted), wanted.max_length)

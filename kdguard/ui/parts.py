@@ -70,7 +70,7 @@ def told(function: Callable[..., Any], *, as_text: bool = False) -> Callable[...
 def libraries() -> None:
     """Load torch and transformers, the first time: two threads that did it at once would each find a half."""
     with _loading:
-        import kdguard.model.fit
+        import kdguard.fit
         import kdguard.show
         import kdguard.ui.asking  # noqa: F401
 

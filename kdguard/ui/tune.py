@@ -7,8 +7,9 @@ from typing import Any
 
 import gradio as gr
 
+from kdguard import card
 from kdguard.config import TuneConfig, presets, resolve
-from kdguard.errors import InputError
+from kdguard.errors import InputError, KdguardError
 from kdguard.probes.packs import shipped_packs
 from kdguard.report.build import verdict
 from kdguard.report.run import CONFIG
@@ -79,17 +80,16 @@ def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
         try:
             config = configured(flags(studio, None, values))
             libraries()
-            from kdguard.model.fit import memory
-
-            where, free, total = memory()
-            need = needed_gib(config.model_dump_json())
-        except InputError as error:
+            need, fits_into = needed_gib(config.model_dump_json()), card.here()
+        except KdguardError as error:
             return fill("memory.html", about=about, need=None, said=f"{error.message}: {error.hint}")
-        except (ValueError, OSError, RuntimeError) as error:
-            return fill(
-                "memory.html", about=about, need=None, said=f"how much memory this takes is not known ({error})"
-            )
-        return fill("memory.html", about=about, need=need, room=total, free=free, where=where)
+        return fill(
+            "memory.html",
+            about=about,
+            need=need,
+            card=fits_into,
+            said="how much memory this architecture takes is not known",
+        )
 
     def start(
         file: str,
@@ -299,7 +299,7 @@ def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
 
 def configured(flags: dict[str, Any]) -> TuneConfig:
     """Raises InputError for a value that the command line would refuse."""
-    return resolve({key: value for key, value in flags.items() if key != "control"})
+    return resolve({key: value for key, value in flags.items() if key != "control"}, memory=card.gpu_memory)
 
 
 def _by_name(error: InputError, file: str) -> InputError:

@@ -68,9 +68,9 @@ def test_what_is_no_value_is_refused_before_anything_starts(studio, values):
 
 
 def test_memory_is_told_from_the_config_alone(studio):
-    from kdguard.model.fit import estimate_gib
+    from kdguard import fit
     from kdguard.model.load import load_base
 
     config = configured(chosen(studio, model="demo"))
-    loaded = estimate_gib(load_base("demo").model, config, config.max_length, config.max_length * 16)
-    assert needed_gib(config.model_dump_json()) == pytest.approx(loaded, rel=0.02)
+    loaded = fit.needed_gib(config, load_base("demo").model.config, config.max_length)
+    assert needed_gib(config.model_dump_json()) == loaded
