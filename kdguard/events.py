@@ -50,7 +50,7 @@ class Events:
         return True
 
     def leaner(self, what: str, **how: int) -> None:
-        """Memory ran out in the present phase, and `what` was done. how: the `step` of training, or AtOnce's `cache`."""
+        """Memory ran out in this phase, and `what` was done. how: the `step` of training, or the `cache` of AtOnce."""
         self.emit("leaner", phase=self.phase, what=what, **how)
 
     def progress(self, phase: str) -> Callable[[int, int], None]:
