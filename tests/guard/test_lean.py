@@ -36,6 +36,7 @@ from kdguard.probes.packs import PACKS, load_probes
 from kdguard.terminal import Terminal
 from kdguard.training import last_checkpoint
 from kdguard.tune import tune
+from kdguard.ui.progress import progress
 from tests.guard.test_packing import tuned
 from tests.guard.test_trainer import adapter, rows, unlabelled
 from tests.test_cli import DATA
@@ -44,7 +45,9 @@ from tests.test_terminal import screen
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    """Batches as large as at the start of a process."""
+    """Batches as large as at the start of a process; and no collection, which takes half a second, for none is needed:
+    what an error held is free without."""
+    monkeypatch.setattr("kdguard.model.memory.clear_device_cache", lambda **how: None)
     monkeypatch.setattr(at_once, "cache", 2**30)
     monkeypatch.setattr(at_once, "tell", lambda what, cache: None)
 
@@ -182,7 +185,6 @@ def test_a_step_that_memory_runs_out_in_is_begun_anew(
     tiny, tmp_path, monkeypatch, undisturbed, phase, still, packing, keep
 ):
     """The losses before are the same to the bit; after it, and the adapter, but for rounding."""
-    monkeypatch.setattr("kdguard.model.memory.clear_device_cache", lambda **how: None)  # nothing was used up
     monkeypatch.setattr(lean_module, "LOGITS", SMALL)
     said = []
     run = trainer(
@@ -394,12 +396,11 @@ def in_memory(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:The PEFT config's `base_model_name_or_path`:UserWarning")
-def test_each_rung_takes_less_memory_and_a_run_finds_the_one_that_fits(in_memory, monkeypatch):
+def test_each_rung_takes_less_memory_and_a_run_finds_the_one_that_fits(in_memory):
     """Against an allocator with a limit: between the peaks of two rungs the run has to come down to the leaner one.
 
-    So nothing of what failed may live on, and no collector is needed for that.
+    So nothing of what failed may live on.
     """
-    monkeypatch.setattr("kdguard.model.memory.clear_device_cache", lambda **how: None)
     rungs = [
         Lean(2**20),
         Lean(2**18),
@@ -581,6 +582,7 @@ def test_a_whole_run_in_which_memory_runs_out_in_every_phase(tmp_path, monkeypat
         ]
         assert answers[0] == answers[1]
     leaner = [event for event in events["disturbed"] if event["event"] == "leaner"]
+    assert progress(events["disturbed"]).leaner == [event["what"] for event in leaner]
     assert [event["phase"] for event in leaner] == [hit.split(",")[0] for hit in faults.hit]
     assert "larger ones" not in leaner[0]["what"] and "larger ones" in leaner[-1]["what"]
     shown = " ".join(out.file.getvalue().split())
