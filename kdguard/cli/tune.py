@@ -107,7 +107,7 @@ def tune(
                 fail(INTERRUPTED, f"stopped by {by}", f"kdguard tune --resume --out {events.path.parent}")
             raise
         except OutOfMemory as error:
-            if not events.path or events.phase not in ("warm up", "train") or resolved.shorten:
+            if events.path is None or events.phase not in ("warm up", "train") or resolved.shorten:
                 raise
             again = f"kdguard tune --resume --shorten --out {events.path.parent}"
             raise OutOfMemory(error.message, f"{again}, which cuts the longest rows; or {error.hint}") from None

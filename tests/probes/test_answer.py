@@ -65,7 +65,7 @@ def test_asking_leaves_the_mode_of_the_model(demo, renderer):
 
 
 def test_progress_tells_the_total_at_once_and_reaches_it(demo, renderer, monkeypatch):
-    monkeypatch.setattr("kdguard.probes.answer.batch_rows", lambda model, tokens: 4)
+    monkeypatch.setattr("kdguard.model.memory.batch_rows", lambda model, tokens: 4)
     seen = []
     ask(demo.model, renderer, load_probes(["world"])[:10], progress=lambda *at: seen.append(at))
     assert seen == [(0, 10), (4, 10), (8, 10), (10, 10)]
