@@ -1,4 +1,4 @@
-"""The teacher's final hidden states, kept from a row's first visit: a frozen teacher never says anything else."""
+"""What is frozen, kept from a row's first visit: the teacher's final hidden states, for it never says anything else."""
 
 import contextlib
 import json

@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerCallback
 from kdguard.data.rows import Rows
 from kdguard.errors import InputError, KdguardError
 from kdguard.guard.kept import KeptStates
+from kdguard.guard.lower import lower_layers
 from kdguard.guard.teacher import Guard, count, install
 from kdguard.model.head import check_head
 
@@ -155,8 +156,11 @@ class GuardedTrainer(Trainer):
         self.guard = guard or Guard()
         self.rehearsal_dataset = rehearsal_dataset
         self.rehearsal = rehearsal if rehearsal_dataset else 0.0
-        self.kept = self._kept_states() if keep_teacher and self.guard.weight > 0 else None
-        install(self.model, self.guard, self.kept, share=not self._sharded)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # no process may leave out a layer or a forward
+        lower = None if sharded else lower_layers(self.model.get_base_model())
+        keep = keep_teacher and self.guard.weight > 0 and not sharded
+        self.kept = self._kept_states(lower.n if lower else 0) if keep else None
+        install(self.model, self.guard, self.kept, lower)
         # One process, one GPU: nn.DataParallel would double the batch, and no base is split like that.
         self.args._n_gpu = min(self.args.n_gpu, 1)
         self._train_batch_size = self.args.train_batch_size
@@ -191,18 +195,13 @@ class GuardedTrainer(Trainer):
         if self.guard.teacher:
             shutil.rmtree(Path(output_dir or self.args.output_dir) / self.guard.teacher, ignore_errors=True)
 
-    @property
-    def _sharded(self) -> bool:
-        """Where weights are sharded a layer's forward is collective: no process may leave it out."""
-        return self.is_fsdp_enabled or self.is_deepspeed_enabled
-
-    def _kept_states(self) -> KeptStates | None:
+    def _kept_states(self, lower: int) -> KeptStates | None:
         """A place for the states of the rows that are visited more than once, if there are any."""
-        if self.args.num_train_epochs <= 1 or self._sharded:
+        if self.args.num_train_epochs <= 1:
             return None
         rows, extra = self.train_dataset, self.rehearsal_dataset or []
         kept = [rows, extra] if len(extra) < len(rows) * self.args.num_train_epochs * self.rehearsal else [rows]
-        of = hashlib.sha256(repr((self.model.get_base_model().name_or_path, self.guard.teacher)).encode())
+        of = hashlib.sha256(repr((self.model.get_base_model().name_or_path, self.guard.teacher, lower)).encode())
         for row in itertools.chain(*kept):
             of.update(array("l", _ids(row)).tobytes())
         path = Path(self.args.output_dir) / f"teacher-{self.args.process_index}.states"
