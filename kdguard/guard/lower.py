@@ -25,7 +25,7 @@ class LowerLayers:
         self._output: Tensor | tuple = ()  # of the highest of them, as it answers
         self._alone = False
         self._given: Tensor | None = None
-        self._in_tuple = False
+        self._in_tuple, self._dtype = False, torch.float32  # as `run` has seen them
         for i, layer in enumerate(layers):
             layer.forward = self._lower(layer.forward, last=i == n - 1) if i < n else self._upper(layer.forward)
 
@@ -38,12 +38,14 @@ class LowerLayers:
         finally:
             self._alone, output, self._output = False, self._output, ()
         self._in_tuple = isinstance(output, tuple)
-        return output[0] if self._in_tuple else output
+        states = output[0] if self._in_tuple else output
+        self._dtype = states.dtype
+        return states
 
     @contextmanager
     def given(self, states: Tensor) -> Iterator[None]:
         """Inside, a forward over the rows of `states` takes them for what these layers say."""
-        self._given = states
+        self._given = states.to(self._dtype)  # beside a teacher's they may have been kept in a wider type
         try:
             yield
         finally:

@@ -92,10 +92,10 @@ def install(model: PeftModel, guard: Guard, kept: KeptStates | None = None, lowe
             below = lower.run(part) if lower else None
             with teacher_view(model, guard), lower.given(below) if lower else nullcontext():
                 final = _hidden_states(lm, part)
-            both = final if below is None else torch.cat([final, below[:, :-1]], -1)
-            return both[guarded_positions(part)]
+            here = guarded_positions(part)
+            return torch.cat([final[here], below[:, :-1][here]], -1) if lower else final[here]
 
-        teacher = below = None
+        teacher = below = None  # (positions, hidden), (rows, tokens, hidden)
         if guard.weight > 0:
             if kept is None or row_ids is None:
                 teacher = frozen()
@@ -108,7 +108,7 @@ def install(model: PeftModel, guard: Guard, kept: KeptStates | None = None, lowe
                 )
             if lower:
                 teacher, states = teacher.chunk(2, -1)
-                below = states.new_zeros(*rows.shape, states.shape[-1])  # (rows, tokens, hidden)
+                below = states.new_zeros(*rows.shape, states.shape[-1])
                 below[:, :-1][at] = states  # no other position is seen from these
         elif lower:
             below = lower.run(batch)

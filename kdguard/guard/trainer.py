@@ -126,7 +126,8 @@ class GuardedTrainer(Trainer):
     rehearsal_dataset: rows without targets, written by the base; they are guarded only.
     rehearsal: rehearsal rows per training row.
     keep_teacher: keep the teacher's final hidden states of rows that come more than once in a file of `output_dir`,
-        and run the teacher only on their first visit; False runs it live on every step.
+        and run the teacher only on their first visit; False runs it live on every step. Layers below the lowest
+        adapter (`layers_to_transform` of a LoraConfig) run with the teacher and serve both.
     packing: tokens in memory at once, for a collator that packs rows (`kdguard.data.batches.pack`, or transformers'
         DataCollatorWithFlattening). An optimiser step has as many rows as `args` say, but goes through the model in as
         few micro-batches as that allows: `gradient_accumulation_steps` follows. The model must keep packed rows apart

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, FalconConfig, Gemma3nTextConfig, GPT2Config
+from transformers import AutoModelForCausalLM, FalconConfig, Gemma3nTextConfig, GPT2Config, LlamaConfig
 
 from kdguard.config import TuneConfig
 from kdguard.data.batches import Collator, pack
@@ -75,6 +75,38 @@ def test_loss_and_gradients_are_those_of_whole_passes(tiny, tmp_path, architectu
         for name, gradient in gradients.items():
             torch.testing.assert_close(shared[name], gradient, rtol=1e-3, atol=1e-6)
     assert kept.have == set(range(4))
+
+
+def test_without_the_guard_the_lower_layers_have_no_graph_either(tiny):
+    """Not even where checkpointing has made the embeddings need a gradient."""
+    base = load_base(str(tiny("llama", layers=4)))
+    model, batch, counts = upper(base), Collator(0)(short_rows(20, 13)), (20.0, 31.0)
+    base.model.activation_checkpointing_enable({"use_reentrant": False})
+    install(model, Guard(weight=0.0))
+    loss, gradients = loss_and_gradients(model, [batch], counts)
+    install(model, Guard(weight=0.0), lower=lower_layers(base.model))
+    ran = watch(layer_stack(base.model)[1])
+    shared_loss, shared = loss_and_gradients(model, [batch], counts)
+    assert ran == [False]
+    torch.testing.assert_close(shared_loss, loss)
+    torch.testing.assert_close(shared, gradients)
+
+
+def test_states_are_handed_on_in_their_own_type():
+    """With norms in fp32, as many keep them, the final states are wider than those that layers hand on."""
+    base = alone(LlamaConfig(**SMALL | {"num_hidden_layers": 4}, vocab_size=256))
+    base.model.to(torch.bfloat16)
+    for name, module in base.model.named_modules():
+        if "norm" in name:
+            module.float()
+    model, batch, counts = upper(base), Collator(0)(short_rows(20, 13)), (20.0, 31.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        install(model, Guard())
+        loss, gradients = loss_and_gradients(model, [batch], counts)
+        install(model, Guard(), lower=lower_layers(base.model))
+        shared_loss, shared = loss_and_gradients(model, [batch], counts)
+    torch.testing.assert_close(shared_loss, loss)
+    torch.testing.assert_close(shared, gradients)
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
