@@ -25,6 +25,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from kdguard.config import MOST_PACKED, TuneConfig, presets
 from kdguard.guard.lean import CHECKPOINTING
 from kdguard.guard.loss import PIECE
+from kdguard.guard.lower import lower_layers
 from kdguard.guard.teacher import Guard, install
 from kdguard.model.embedding import free_embeddings
 from kdguard.model.empty import network, without_data
@@ -202,7 +203,7 @@ def _run(config: TuneConfig, of: PretrainedConfig, length: int, gpu: bool, layer
         meter.label = "gradients"
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)
-        install(model, Guard(config.guard_weight if config.guard else 0.0))
+        install(model, Guard(config.guard_weight if config.guard else 0.0), lower=lower_layers(base))
         if gpu or config.offload:
             base.activation_checkpointing_enable(CHECKPOINTING)
         if gpu and config.offload:

@@ -132,4 +132,6 @@ def test_an_estimate_is_what_training_allocates(saved, tmp_path, kind, length, s
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         trainer.train()
     estimate = fit.estimate(config, AutoConfig.from_pretrained(config.model), length, gpu=False)
-    assert estimate.training == pytest.approx(before + peak(profiled), rel=0.1 if settings.get("packing") is False else 0.03)
+    assert estimate.training == pytest.approx(
+        before + peak(profiled), rel=0.1 if settings.get("packing") is False else 0.03
+    )

@@ -16,6 +16,8 @@ from kdguard.files import write_whole
 class KeptStates:
     """Hidden states by row in one memory-mapped file, 2 bytes times the hidden size a token for a 16-bit model.
 
+    Where the layers below the lowest adapter are shared, what they say is kept beside, and the file is twice as large.
+
     The system holds the file in memory while there is room and reads it from disk where there is not. When the disk
     has less than twice the space that all rows need, nothing is kept and the teacher stays live.
 

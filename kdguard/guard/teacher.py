@@ -21,7 +21,7 @@ from kdguard.data import IGNORE
 from kdguard.guard.kept import KeptStates
 from kdguard.guard.lean import Lean
 from kdguard.guard.loss import guard_loss
-from kdguard.guard.lower import lower_layers
+from kdguard.guard.lower import LowerLayers
 from kdguard.model.head import head_of
 from kdguard.model.load import base_view
 from kdguard.model.memory import in_batches
@@ -72,21 +72,20 @@ def install(
     model: PeftModel,
     guard: Guard,
     kept: KeptStates | None = None,
+    lower: LowerLayers | None = None,
     *,
     lean: Lean | None = None,
-    share: bool = True,
 ) -> None:
     """Teach the base inside `model` to answer `model(..., counts=(N, M))` with the guarded loss of the batch.
 
     The batch's rows are padded, (rows, tokens) with an `attention_mask`, or packed one after another, (1, tokens) with
     `position_ids` that start again at 0 with each row. With `kept`, it names its rows in `row_ids`, and the teacher
-    runs only for those it has not met yet. `lean` says how much of the loss is worked on at once. With `share`, layers
-    below the lowest adapter run once for teacher and student (`kdguard.guard.lower`).
+    runs only for those it has not met yet. The layers of `lower` run once for teacher and student; what they say is
+    kept beside what the teacher says. `lean` says how much of the loss is worked on at once.
     """
     lean = lean or Lean()
     lm = model.get_base_model()
     plain_forward: Callable = lm.forward
-    lower = lower_layers(lm) if share else None
 
     # generate() reads what a forward takes from its signature: it has to go on seeing the model's own.
     @functools.wraps(plain_forward)
@@ -94,33 +93,39 @@ def install(
         if counts is None:
             return plain_forward(*args, **inputs)
         batch, labels = _readable(inputs), inputs["labels"]
-        states = {"lower": lower.run(batch)} if lower else {}  # (rows, tokens, hidden)
         at = guarded_positions(batch)
         rows = _row_numbers(batch)
         row_of = rows[:, :-1][at]  # (positions,)
 
-        def final(part: dict[str, Tensor]) -> Tensor:  # (positions, hidden)
-            with lower.given(part["lower"]) if lower else nullcontext():
-                return _hidden_states(lm, _readable(part))[guarded_positions(part)]
+        def frozen(places: list[int] | None = None) -> Tensor:
+            """What the teacher says, and the lower layers beside it: (positions, hidden or 2 * hidden)."""
+            part = batch if places is None else _some_rows(batch, rows, places)
+            with record_function("teacher"):
+                below = lower.run(part) if lower else None
+                with teacher_view(model, guard), lower.given(below) if lower else nullcontext():
+                    final = _hidden_states(lm, part)
+                here = guarded_positions(part)
+                return torch.cat([final[here], below[:, :-1][here]], -1) if lower else final[here]
 
-        teacher = None  # (positions, hidden)
+        teacher = below = None  # (positions, hidden), (rows, tokens, hidden)
         if guard.weight > 0:
-
-            def run_teacher(places: list[int] | None = None) -> Tensor:
-                part = batch | states
-                with record_function("teacher"), teacher_view(model, guard):
-                    return final(part if places is None else _some_rows(part, rows, places))
-
             if kept is None or row_ids is None:
-                teacher = run_teacher()
+                teacher = frozen()
             else:
                 lengths = row_of.bincount(minlength=len(row_ids)).tolist()
                 teacher = kept.states_of(
                     row_ids.tolist(),
-                    lambda places: run_teacher(places).split([lengths[place] for place in places]),
+                    lambda places: frozen(places).split([lengths[place] for place in places]),
                     labels.device,
                 )
-        student = final(batch | states)
+            if lower:
+                teacher, states = teacher.chunk(2, -1)
+                below = states.new_zeros(*rows.shape, states.shape[-1])
+                below[:, :-1][at] = states  # no other position is seen from these
+        elif lower:
+            below = lower.run(batch)
+        with lower.given(below) if lower else nullcontext():
+            student = _hidden_states(lm, batch)[at]
         with record_function("loss"):
             return guard_loss(
                 student,
@@ -163,7 +168,7 @@ def _some_rows(batch: dict[str, Tensor], rows: Tensor, places: list[int]) -> dic
     """A batch of the rows at `places`, which ascend."""
     chosen = torch.isin(rows, torch.tensor(places, device=rows.device))
     lines = len(places) if "attention_mask" in batch else 1
-    return {key: value[chosen].view(lines, -1, *value.shape[2:]) for key, value in batch.items()}
+    return {key: value[chosen].view(lines, -1) for key, value in batch.items()}
 
 
 def _hidden_states(lm: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:

@@ -20,6 +20,7 @@ from kdguard.data.rows import Rows
 from kdguard.errors import InputError, KdguardError
 from kdguard.guard.kept import KeptStates
 from kdguard.guard.lean_trainer import LeanTrainer
+from kdguard.guard.lower import lower_layers
 from kdguard.guard.teacher import Guard, count, install
 from kdguard.model.head import check_head
 
@@ -126,7 +127,8 @@ class GuardedTrainer(LeanTrainer):
     rehearsal_dataset: rows without targets, written by the base; they are guarded only.
     rehearsal: rehearsal rows per training row.
     keep_teacher: keep the teacher's final hidden states of rows that come more than once in a file of `output_dir`,
-        and run the teacher only on their first visit; False runs it live on every step.
+        and run the teacher only on their first visit; False runs it live on every step. Layers below the lowest
+        adapter (`layers_to_transform` of a LoraConfig) run with the teacher and serve both.
     packing: tokens in memory at once, for a collator that packs rows (`kdguard.data.batches.pack`, or transformers'
         DataCollatorWithFlattening). An optimiser step has as many rows as `args` say, but goes through the model in as
         few micro-batches as that allows: `gradient_accumulation_steps` follows. The model must keep packed rows apart
@@ -161,8 +163,11 @@ class GuardedTrainer(LeanTrainer):
         self.guard = guard or Guard()
         self.rehearsal_dataset = rehearsal_dataset
         self.rehearsal = rehearsal if rehearsal_dataset else 0.0
-        self.kept = self._kept_states() if keep_teacher and self.guard.weight > 0 else None
-        install(self.model, self.guard, self.kept, lean=self.lean, share=not self._sharded)
+        # Where weights are sharded a forward is collective: no process may leave one out, nor a layer.
+        lower = None if self._sharded else lower_layers(self.model.get_base_model())
+        keep = keep_teacher and self.guard.weight > 0 and not self._sharded
+        self.kept = self._kept_states(lower.n if lower else 0) if keep else None
+        install(self.model, self.guard, self.kept, lower, lean=self.lean)
         # One process, one GPU: nn.DataParallel would double the batch, and no base is split like that.
         self.args._n_gpu = min(self.args.n_gpu, 1)
         self._train_batch_size = self.args.train_batch_size
@@ -195,13 +200,13 @@ class GuardedTrainer(LeanTrainer):
         if self.guard.teacher:
             shutil.rmtree(Path(output_dir or self.args.output_dir) / self.guard.teacher, ignore_errors=True)
 
-    def _kept_states(self) -> KeptStates | None:
+    def _kept_states(self, lower: int) -> KeptStates | None:
         """A place for the states of the rows that are visited more than once, if there are any."""
-        if self.args.num_train_epochs <= 1 or self._sharded:
+        if self.args.num_train_epochs <= 1:
             return None
         rows, extra = self.train_dataset, self.rehearsal_dataset or []
         kept = [rows, extra] if len(extra) < len(rows) * self.args.num_train_epochs * self.rehearsal else [rows]
-        of = hashlib.sha256(repr((self.model.get_base_model().name_or_path, self.guard.teacher)).encode())
+        of = hashlib.sha256(repr((self.model.get_base_model().name_or_path, self.guard.teacher, lower)).encode())
         for row in itertools.chain(*kept):
             of.update(array("l", _ids(row)).tobytes())
         path = Path(self.args.output_dir) / f"teacher-{self.args.process_index}.states"

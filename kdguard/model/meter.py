@@ -35,8 +35,9 @@ class Meter(TorchDispatchMode):
         elif name == "profiler::_record_function_exit":
             self.label = self._outer.pop()
         fake = isinstance(args[0] if args else None, FakeTensor)
-        if fake and name == "aten::index" and any(at is not None and at.dtype == torch.bool for at in args[1]):
-            made = _everything(*args)
+        masked = fake and name in ("aten::index", "aten::index_put_") and any(_is_mask(at) for at in args[1])
+        if masked:
+            made = _everything(*args[:2]) if name == "aten::index" else args[0]
         elif fake and name == "aten::_local_scalar_dense":
             made = 1.0 if args[0].is_floating_point() else args[0].dtype == torch.bool or 1
         else:
@@ -65,6 +66,10 @@ class Meter(TorchDispatchMode):
         now = self.live.total() + passing
         if now > self.peaks.get(self.label, Counter()).total():
             self.peaks[self.label] = self.live + Counter({self.label: passing})
+
+
+def _is_mask(at: Any) -> bool:
+    return isinstance(at, Tensor) and at.dtype == torch.bool
 
 
 def _everything(tensor: Tensor, indices: list[Tensor]) -> Tensor:

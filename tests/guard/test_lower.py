@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, FalconConfig, Gemma3nTextConfig, GPT2Config
+from transformers import AutoModelForCausalLM, FalconConfig, Gemma3nTextConfig, GPT2Config, LlamaConfig
 
 from kdguard.config import TuneConfig
 from kdguard.data.batches import Collator, pack
@@ -52,29 +52,61 @@ def watch(layer: torch.nn.Module) -> list[bool]:
 @pytest.mark.parametrize("collate", [Collator(0), pack], ids=["padded", "packed"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_loss_and_gradients_are_those_of_whole_passes(tiny, tmp_path, architecture, collate, checkpointing):
-    """With a live teacher, with states kept of some rows, and of all; the lower layers run once and have no graph."""
+    """With a live teacher, and with states kept of some rows and of all, for which the lower layers do not run."""
     base = load_base(str(tiny(architecture, layers=4)))
     model, layers = upper(base), layer_stack(base.model)
     if checkpointing:
         base.model.activation_checkpointing_enable({"use_reentrant": False})
     made = short_rows(20, 13, 31, 5)
     batch, counts = collate(made), tuple(count(collate(made)))
-    install(model, Guard(), share=False)
+    install(model, Guard())
     loss, gradients = loss_and_gradients(model, [batch], counts)
     assert gradients and all(gradient.any() for gradient in gradients.values())
 
     kept = KeptStates(tmp_path / "teacher.states", [len(row.ids) for row in made], "a")
-    install(model, Guard(), kept)
+    install(model, Guard(), kept, lower_layers(base.model))
     model(**collate([made[1], made[3]]), row_ids=torch.tensor([1, 3]), counts=counts)
     assert kept.have == {1, 3}
-    for row_ids in (None, torch.arange(4), torch.arange(4)):
+    for row_ids, once in ((None, [False]), (torch.arange(4), [False]), (torch.arange(4), [])):
         lower = [watch(layer) for layer in layers[:2]]
         shared_loss, shared = loss_and_gradients(model, [batch | {"row_ids": row_ids}], counts)
-        assert lower == [[False], [False]]
+        assert lower == [once, once]
         torch.testing.assert_close(shared_loss, loss)
         for name, gradient in gradients.items():
             torch.testing.assert_close(shared[name], gradient, rtol=1e-3, atol=1e-6)
     assert kept.have == set(range(4))
+
+
+def test_without_the_guard_the_lower_layers_have_no_graph_either(tiny):
+    """Not even where checkpointing has made the embeddings need a gradient."""
+    base = load_base(str(tiny("llama", layers=4)))
+    model, batch, counts = upper(base), Collator(0)(short_rows(20, 13)), (20.0, 31.0)
+    base.model.activation_checkpointing_enable({"use_reentrant": False})
+    install(model, Guard(weight=0.0))
+    loss, gradients = loss_and_gradients(model, [batch], counts)
+    install(model, Guard(weight=0.0), lower=lower_layers(base.model))
+    ran = watch(layer_stack(base.model)[1])
+    shared_loss, shared = loss_and_gradients(model, [batch], counts)
+    assert ran == [False]
+    torch.testing.assert_close(shared_loss, loss)
+    torch.testing.assert_close(shared, gradients)
+
+
+def test_states_are_handed_on_in_their_own_type():
+    """With norms in fp32, as many keep them, the final states are wider than those that layers hand on."""
+    base = alone(LlamaConfig(**SMALL | {"num_hidden_layers": 4}, vocab_size=256))
+    base.model.to(torch.bfloat16)
+    for name, module in base.model.named_modules():
+        if "norm" in name:
+            module.float()
+    model, batch, counts = upper(base), Collator(0)(short_rows(20, 13)), (20.0, 31.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        install(model, Guard())
+        loss, gradients = loss_and_gradients(model, [batch], counts)
+        install(model, Guard(), lower=lower_layers(base.model))
+        shared_loss, shared = loss_and_gradients(model, [batch], counts)
+    torch.testing.assert_close(shared_loss, loss)
+    torch.testing.assert_close(shared, gradients)
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
@@ -85,9 +117,9 @@ def test_layers_of_other_names_and_forms_are_shared(config):
     model = upper(base).eval()
     assert lower_layers(base.model).n == 2
     batch, counts = Collator(0)(short_rows(20, 13)), (20.0, 31.0)
-    install(model, Guard(), share=False)
-    loss, gradients = loss_and_gradients(model, [batch], counts)
     install(model, Guard())
+    loss, gradients = loss_and_gradients(model, [batch], counts)
+    install(model, Guard(), lower=lower_layers(base.model))
     shared_loss, shared = loss_and_gradients(model, [batch], counts)
     torch.testing.assert_close(shared_loss, loss)
     torch.testing.assert_close(shared, gradients)
@@ -99,7 +131,7 @@ def test_reentrant_checkpointing_differentiates_the_lowest_adapted_layer(tiny):
     base = load_base(str(tiny("llama", layers=4)))
     model = upper(base)
     batch, counts = Collator(0)(short_rows(20, 13)), (20.0, 31.0)
-    install(model, Guard())
+    install(model, Guard(), lower=lower_layers(base.model))
     loss, gradients = loss_and_gradients(model, [batch], counts)
     base.model.activation_checkpointing_enable({"use_reentrant": True})
     again, checkpointed = loss_and_gradients(model, [batch], counts)
@@ -185,7 +217,7 @@ def test_training_is_that_of_whole_passes(tmp_path, monkeypatch):
         torch.manual_seed(0)
         model = add_adapter(load_base("demo", quant="none"), rank=8, upper_half=True)
         if not shared:
-            monkeypatch.setattr("kdguard.guard.teacher.lower_layers", lambda lm: None)
+            monkeypatch.setattr("kdguard.guard.trainer.lower_layers", lambda model: None)
         run = trainer(model, tmp_path, micro=4, steps=4, guard=Guard(weight=6.0))
         run.model.activation_checkpointing_enable()
         run.train()
