@@ -6,8 +6,8 @@
 
 No weights are needed and nothing is fetched: Qwen 2.5 7B, Llama 3.1 8B and Mistral 7B with random weights, in NF4, in
 the shapes that the presets have. The machine needs torch >= 2.10, transformers 5, peft, accelerate and bitsandbytes;
-kdguard itself is taken from this checkout. Where bitsandbytes is not installed, the folder `bitsandbytes` out of its
-wheel is enough, with libbitsandbytes_cpu.so and the libbitsandbytes_cudaNNN.so of torch's CUDA alone in it:
+kdguard itself is taken from this checkout, and what it needs beside is done without (`bare.py`). Where bitsandbytes is
+not installed, the folder `bitsandbytes` out of its wheel is enough, and of its libraries the one for torch's CUDA:
 
     PYTHONPATH=/folder/that/has/it python benchmarks/gpu.py
 
@@ -97,6 +97,7 @@ def work(pipe: Connection, log: str, tiny: bool, with_gpu: bool) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # of several GPUs, a Trainer would use all
     if not with_gpu:
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     import gpu_row

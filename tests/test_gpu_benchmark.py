@@ -80,7 +80,15 @@ def on_gpu(tmp_path: Path) -> Path:
         )
     )
     (tmp_path / "program.py").write_text(
-        "import gpu\ngpu.LIMIT = gpu.LEAST = 1.5\nif __name__ == '__main__':\n    raise SystemExit(gpu.main())\n"
+        dedent(
+            """
+            import gpu
+
+            gpu.LIMIT, gpu.LEAST, gpu.os.cpu_count = 5.0, 1.5, lambda: 8
+            if __name__ == "__main__":
+                raise SystemExit(gpu.main())
+            """
+        )
     )
     return tmp_path
 
@@ -101,7 +109,7 @@ def test_a_row_that_crashes_hangs_or_runs_out_costs_no_other(on_gpu: Path):
 
 
 def test_without_time_the_rest_is_not_run_and_the_table_says_so(on_gpu: Path, monkeypatch: pytest.MonkeyPatch):
-    asked = on_gpu / "program.py", "--model=llama3.1-8b", "--budget=5"
+    asked = on_gpu / "program.py", "--model=llama3.1-8b", "--budget=10"
     rows = run(*asked, "--out", on_gpu / "gpu-x.json", first=on_gpu)
     assert {"ok", "not run"} <= {row["status"] for row in rows}
     monkeypatch.syspath_prepend(BENCHMARKS)
