@@ -211,9 +211,78 @@ def loss() -> str:
     return markdown("|".join(["loss", *groups(rows, "head")]), lines)
 
 
+def gpu() -> str:
+    """Memory and time on each GPU that was measured; `--tiny` is none."""
+    every = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("gpu-*.json"))]
+    measured = [on_gpu(made) for made in every if not made["tiny"]]
+    return "\n\n".join(measured) or "Not yet measured: there was no GPU. `python benchmarks/gpu.py` does it on one."
+
+
+def on_gpu(made: Row) -> str:
+    """The tables of one GPU: under the memory of smaller cards, the longest rows there, lengths, and its peers."""
+    of = groups(made["results"], "group")
+    under = [
+        [
+            row["model"],
+            f"{row['cap_gib']:g} GiB",
+            f"{row['length']:,}",
+            speed(row),
+            f"{row['peak_reserved_gib']:.2f} GiB" if row["status"] == "ok" else "",
+        ]
+        for row in of.get("caps", [])
+    ]
+    longest = []
+    for cap, rows in groups((row for row in of.get("longest", []) if row["what"] == "guard on"), "cap_gib").items():
+        ran = [row for row in rows if row["status"] == "ok" and not row["less_memory_by"]]
+        others = (f"{rows[0][key]:,}" if rows[0][key] else "none" for key in ("unsloth_published", "hf_fa2_published"))
+        best = max(ran, key=lambda row: row["length"], default=None)
+        predicted = max(row.get("predicted_longest", 0) for row in rows)
+        longest.append(
+            [
+                f"{cap:g} GiB",
+                f"{predicted:,}" if predicted else "not run",
+                f"{best['length']:,}" if best else "none",
+                speed(best) if best else "",
+                *others,
+            ]
+        )
+    ways = ["guard off", "guard on", "guard on, kept states", "upper half"]
+    lengths = []
+    for model, rows in groups([*of.get("lengths", []), *of.get("upper half", [])], "model").items():
+        for length, mine in sorted(groups(rows, "length").items()):
+            by = {row["what"]: row for row in mine}
+            lengths.append([model, f"{length:,}", *(cost(by[way]) if way in by else "" for way in ways)])
+    peers = [[row["what"], f"{row['length']:,}", cost(row)] for row in of.get("peers", [])]
+    ratios = [row["measured_over_estimate"] for row in made["results"] if "measured_over_estimate" in row]
+    tables = {
+        "model|card|tokens|with the guard|takes": under,
+        "card|longest row by `kdguard fit`|that ran|with the guard|Unsloth, no teacher|Hugging Face + FA2": longest,
+        "|".join(["model|tokens", *ways]): lengths,
+        "beside it (llama3.1-8b)|tokens|plain": peers,
+    }
+    said = f"On one {made['machine']}, torch {made['torch']}"
+    if ratios:
+        said += f"; measured memory over `kdguard fit`'s: {min(ratios):.2f} to {max(ratios):.2f}"
+    return "\n\n".join([f"{said}.", *(markdown(head, lines) for head, lines in tables.items() if lines)])
+
+
+def speed(row: Row) -> str:
+    if row["status"] != "ok":
+        return row["status"]
+    return (
+        f"{row['tokens_per_second']:,.0f} tokens/s{', ' + row['less_memory_by'][-1] if row['less_memory_by'] else ''}"
+    )
+
+
+def cost(row: Row) -> str:
+    if row["status"] != "ok":
+        return row["status"]
+    return f"{row['tokens_per_second']:,.0f} tokens/s, {row['peak_allocated_gib']:.2f} GiB"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     each.__name__: each
-    for each in (worlds, methods, interference, explain, style, budget, step, packing, data, probing, loss)
+    for each in (worlds, methods, interference, explain, style, budget, step, packing, data, probing, loss, gpu)
 }
 
 
