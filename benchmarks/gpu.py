@@ -313,7 +313,8 @@ class Run:
             from kdguard.files import write_whole
 
             about = {key: value for key, value in self.about.items() if key != "gpu"}
-            rows = [{"status": "not run", "reason": "no time left", **row} for row in self.rows]
+            left = {"status": "not run", "reason": "no time left"}
+            rows = [row if "status" in row else {**row, **left} for row in self.rows]
             made = {**about, "date": str(date.today()), "tiny": self.tiny, "results": rows}
             write_whole(self.out, json.dumps(made, indent=1) + "\n")
 

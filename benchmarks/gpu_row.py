@@ -357,6 +357,7 @@ def prepare(row: Row, tiny: bool) -> Callable[[], Row]:
 
 def serve(pipe: Any, tiny: bool) -> None:
     """Answer what is asked through `pipe` until nobody is there any more."""
+    gc.freeze()  # what was imported is not looked through again
     questions = {"about": about, "estimate": estimate, "longest": longest}
     while True:
         try:
