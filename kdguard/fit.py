@@ -29,7 +29,7 @@ from kdguard.guard.lower import lower_layers
 from kdguard.guard.teacher import Guard, install
 from kdguard.model.embedding import free_embeddings
 from kdguard.model.empty import network, without_data
-from kdguard.model.load import Base, add_adapter, load_config
+from kdguard.model.load import Base, add_adapter, load_config, source
 from kdguard.model.memory import batch_rows
 from kdguard.model.meter import Meter
 from kdguard.probes.answer import MAX_NEW_TOKENS
@@ -177,6 +177,7 @@ def _run(config: TuneConfig, of: PretrainedConfig, length: int, gpu: bool, layer
     base = network(few, quant=config.quant, dtype=dtype)
     if _alone(config, length) and base.config._attn_implementation == "sdpa":
         base.set_attn_implementation(ONE_ROW)
+    base.name_or_path = source(config.model)
     model = add_adapter(
         Base(config.model, base, None),
         rank=config.rank,

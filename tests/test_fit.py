@@ -109,8 +109,8 @@ def test_an_estimate_is_what_training_allocates(saved, tmp_path, kind, length, s
     before = held(model)
     if config.packing:
         length //= 2  # two rows are packed
-    # Padding is what makes a mask, of the last step at least.
-    rows = [*random_rows(7, length), *random_rows(1, length if config.packing else length - 9)]
+    # Padding is what makes a mask: where rows are not packed, no two are of one length.
+    rows = [row for i in range(8) for row in random_rows(1, length - (0 if config.packing else i))]
     trainer = GuardedTrainer(
         model,
         training_arguments(config, tmp_path),
@@ -124,8 +124,7 @@ def test_an_estimate_is_what_training_allocates(saved, tmp_path, kind, length, s
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         trainer.train()
     estimate = fit.estimate(config, AutoConfig.from_pretrained(config.model), length, gpu=False)
-    # Most steps of padded rows have no padding, and attention needs no mask then.
-    assert estimate.training == pytest.approx(before + peak(profiled), rel=0.03 if config.packing else 0.1)
+    assert estimate.training == pytest.approx(before + peak(profiled), rel=0.05)
 
 
 def test_an_estimate_for_a_gpu_is_what_its_types_allocate(saved, monkeypatch):
@@ -137,6 +136,7 @@ def test_an_estimate_for_a_gpu_is_what_its_types_allocate(saved, monkeypatch):
     model = add_adapter(base, rank=config.rank)
     install(model, Guard())
     base.model.activation_checkpointing_enable(CHECKPOINTING)
+    model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)

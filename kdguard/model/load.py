@@ -92,7 +92,7 @@ def load_config(name: str, revision: str | None = None, *, weights: bool = True)
     if name != "demo" and not path.is_dir():
         _ask_hub(name, revision)
     try:
-        return AutoConfig.from_pretrained(_source(name), revision=revision)
+        return AutoConfig.from_pretrained(source(name), revision=revision)
     except (OSError, ValueError) as error:
         raise _unloadable(name, error) from None
 
@@ -101,7 +101,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     """The model's tokenizer, ready to render conversations. Raises InputError as `load_config` does."""
     load_config(name, revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(_source(name), revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(source(name), revision=revision)
     except (OSError, ValueError) as error:
         raise _unloadable(name, error) from None
     return with_chat_template(tokenizer)
@@ -128,7 +128,7 @@ def load_base(
     dtype = compute_dtype()
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            _source(name),
+            source(name),
             revision=revision,
             config=config,
             dtype=dtype,
@@ -247,7 +247,7 @@ def add_adapter(base: Base, *, rank: int, layers: str = "all", upper_half: bool 
             task_type="CAUSAL_LM",
             target_modules=targets,
             layers_to_transform=depths,
-            base_model_name_or_path=str(_source(base.name)),
+            base_model_name_or_path=str(source(base.name)),
         ),
     )
 
@@ -283,7 +283,8 @@ def base_view(model: PeftModel) -> Iterator[PreTrainedModel]:
         yield model.get_base_model()
 
 
-def _source(name: str) -> str:
+def source(name: str) -> str:
+    """Where the hub's libraries find a model: its folder or its id."""
     return str(DEMO) if name == "demo" else name
 
 
