@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from kdguard import config
+from kdguard.card import SIZES
+
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
 PLAIN, OURS = "plain SFT", "kdguard's defaults"
@@ -20,7 +23,7 @@ PLAIN, OURS = "plain SFT", "kdguard's defaults"
 Row = dict[str, Any]
 
 
-def read(name: str) -> list[Row]:
+def read(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text())["results"]
 
 
@@ -211,6 +214,34 @@ def loss() -> str:
     return markdown("|".join(["loss", *groups(rows, "head")]), lines)
 
 
+PUBLISHED = {
+    8: ("2,972", "out of memory"),
+    12: ("21,848", "932"),
+    16: ("40,724", "2,551"),
+    24: ("78,475", "5,789"),
+}  # tokens
+
+
+def fit() -> str:
+    """The longest rows by `kdguard fit`, and what Unsloth's documentation has for itself and for Hugging Face."""
+    lines = [
+        [f"{row['gb']} GB", f"{row['guarded']:,}", f"{row['guarded, --offload']:,}", *PUBLISHED[row["gb"]]]
+        for row in read("fit")["longest"]
+    ]
+    head = "card|kdguard, guard on|the same, `--offload`|Unsloth, no teacher|Hugging Face with FlashAttention 2, no teacher"
+    return markdown(head, lines)
+
+
+def presets() -> str:
+    """Every preset, with the longest rows by the card."""
+    lines = []
+    for name, preset in config.presets().items():
+        memory = preset.get("memory", {})
+        fits = [f"{memory[size]['max_length']:,}" if size in memory else "-" for size in SIZES]
+        lines.append([f"`{name}`", preset["model"], preset["license"], *fits, preset["about"]])
+    return markdown("preset|model|licence|" + "|".join(f"{size} GB" for size in SIZES) + "|", lines)
+
+
 def gpu() -> str:
     """Memory and time on each GPU that was measured; `--tiny` is none."""
     every = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("gpu-*.json"))]
@@ -282,7 +313,22 @@ def cost(row: Row) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     each.__name__: each
-    for each in (worlds, methods, interference, explain, style, budget, step, packing, data, probing, loss, gpu)
+    for each in (
+        worlds,
+        methods,
+        interference,
+        explain,
+        style,
+        budget,
+        step,
+        packing,
+        data,
+        probing,
+        loss,
+        fit,
+        presets,
+        gpu,
+    )
 }
 
 

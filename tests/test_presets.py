@@ -15,7 +15,7 @@ from kdguard.probes.packs import shipped_packs
 
 KEYS = [
     *("name", "license", "about", "model", "revision", "template", "target_modules", "head"),
-    *("rank", "lr", "probes", "shape"),
+    *("rank", "lr", "probes", "shape", "memory"),
 ]
 GPU = {name: preset for name, preset in presets().items() if name != "demo"}
 # As the hub counts the stored weights, tied ones once.
