@@ -228,7 +228,7 @@ def fit() -> str:
         [f"{row['gb']} GB", f"{row['guarded']:,}", f"{row['guarded, --offload']:,}", *PUBLISHED[row["gb"]]]
         for row in read("fit")["longest"]
     ]
-    head = "card|kdguard, guard on|the same, `--offload`|Unsloth, no teacher|Hugging Face with FlashAttention 2, no teacher"
+    head = "card|kdguard, guard on|the same, `--offload`|Unsloth, no teacher|Hugging Face, FlashAttention 2, no teacher"
     return markdown(head, lines)
 
 
