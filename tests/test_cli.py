@@ -50,7 +50,7 @@ def test_what_programs_read_needs_no_torch(module):
 
 
 def test_every_command_has_help_with_an_example():
-    commands = [(command.callback.__name__,) for command in app.registered_commands]
+    commands = [(command.name or command.callback.__name__,) for command in app.registered_commands]
     for group in app.registered_groups:
         inner = [command.name or command.callback.__name__ for command in group.typer_instance.registered_commands]
         commands += [(group.name,), *((group.name, name) for name in inner)]
