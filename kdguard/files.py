@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,17 @@ def shipped(name: str) -> Path:
     return inside if inside.is_dir() else _PACKAGE.parent / name
 
 
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk. Windows keeps no folder open to do so."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[TextIO]:
     """Write beside, sync, rename: a reader sees the whole file or none."""
@@ -27,8 +39,35 @@ def writing(path: Path) -> Iterator[TextIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+        sync(path.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_folder(folder: Path) -> Iterator[Path]:
+    """The same for a folder: yields one beside it to fill, which then takes its place. Subfolders are filled too."""
+    beside = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        put_in_place(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def put_in_place(beside: Path, folder: Path) -> None:
+    """Sync a folder that is filled and rename it to `folder`; one that is there gives way."""
+    for path in (*beside.rglob("*"), beside):
+        sync(path)
+    before = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(before, ignore_errors=True)
+    if folder.exists():
+        folder.rename(before)
+    beside.rename(folder)
+    sync(folder.parent)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -1,16 +1,20 @@
-"""transformers' Trainer as a run uses it: its arguments, what it tells, Ctrl-C, and its checkpoints."""
+"""transformers' Trainer as a run uses it: its arguments, what it tells, when it saves, and how it is stopped."""
 
+import os
 import random
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from kdguard.config import TuneConfig
-from kdguard.events import Events
+from kdguard.events import Event, Events, read_events
+from kdguard.guard.checkpoint import SafeTrainer
 from kdguard.guard.lean import CHECKPOINTING
 from kdguard.model.load import compute_dtype, device
 from kdguard.probes.packs import Probe
@@ -18,6 +22,7 @@ from kdguard.probes.score import Answer
 
 SAMPLES = 6  # times that a run is sampled on its way, at most
 SAMPLED_KNOWN, SAMPLED_NEW = 64, 32  # questions
+SAVE_EVERY = 600  # seconds
 
 
 def training_arguments(config: TuneConfig, checkpoints: Path) -> TrainingArguments:
@@ -50,14 +55,6 @@ def training_arguments(config: TuneConfig, checkpoints: Path) -> TrainingArgumen
     )
 
 
-def last_checkpoint(checkpoints: Path) -> str | None:
-    """The newest whole checkpoint: the Trainer writes into its place, so the newest may be torn."""
-    needed = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
-    folders = sorted(checkpoints.glob("checkpoint-*"), key=lambda folder: int(folder.name[11:]))
-    whole = [folder for folder in folders if all((folder / name).exists() for name in needed)]
-    return str(whole[-1]) if whole else None
-
-
 class Tell(TrainerCallback):
     """Passes the Trainer's log on as events."""
 
@@ -81,7 +78,8 @@ class Tell(TrainerCallback):
 class Sample(TrainerCallback):
     """Asks a few old and new questions on the way, so that people see learning and keeping as it happens.
 
-    known, new: of which it asks a seeded sample. ask: answers questions. What comes out steers nothing.
+    known, new: of which it asks a seeded sample. ask: answers questions. What comes out steers nothing, but the
+    checkpoint that has answered most rightly is kept beside the newest.
     """
 
     def __init__(
@@ -96,13 +94,21 @@ class Sample(TrainerCallback):
         self.events, self.ask = events, ask
         self.known = rng.sample(known, min(SAMPLED_KNOWN, len(known)))
         self.new = rng.sample(new, min(SAMPLED_NEW, len(new)))
+        self.sampled = {event["step"] for event in read_events(events.path) if event["event"] == "sampled"}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.on_epoch_end(args, state, control)  # a run that was stopped right here goes on right here
 
     def on_epoch_end(self, args, state, control, **kwargs):
         epoch = round(state.epoch)
-        if state.epoch % 1 > 1e-6 or epoch % -(-int(args.num_train_epochs) // SAMPLES):
+        every = -(-int(args.num_train_epochs) // SAMPLES)
+        if not epoch or state.epoch % 1 > 1e-6 or epoch % every or state.global_step in self.sampled:
             return
         right = [answer.correct for answer in self.ask([*self.known, *self.new])]
         known = len(self.known)
+        self.sampled.add(state.global_step)
+        if state.best_metric is None or sum(right) > state.best_metric:
+            state.best_metric, state.best_global_step = sum(right), state.global_step
         self.events.emit(
             "sampled",
             step=state.global_step,
@@ -113,28 +119,93 @@ class Sample(TrainerCallback):
         )
 
 
-@contextmanager
-def stop_on_signals(trainer: Trainer) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM saves a checkpoint after the step and stops; the second stops at once."""
-    stopped = 0
+class Stops:
+    """Ctrl-C and SIGTERM end a run at once, wherever it is, with a KeyboardInterrupt that has the signal's number.
 
-    class Stop(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if stopped:
-                control.should_save = control.should_training_stop = True
+    A moment that would leave something half done is held: they come after it. The second one ends the process.
+    """
 
-    def handler(number, frame):
-        nonlocal stopped
-        stopped = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    def __init__(self) -> None:
+        self.asked = 0
+        self.held = False
 
-    trainer.add_callback(Stop())
-    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, was in previous.items():
-            signal.signal(number, was)
-    if stopped:
-        raise KeyboardInterrupt(stopped)
+    def __enter__(self) -> "Stops":
+        # Only the main thread hears signals; elsewhere whoever started it has to stop it.
+        main = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+        self._before = {number: signal.signal(number, self._hear) for number in numbers}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def _hear(self, number: int, frame: object) -> None:
+        if self.asked:
+            os._exit(128 + number)
+        self.asked = number
+        if not self.held:
+            self.check()
+
+    def check(self, *_: object) -> None:
+        """Raise what was asked for: a listener of events, for what is raised within a destructor is lost."""
+        if self.asked and not self.held:
+            raise KeyboardInterrupt(self.asked)
+
+    @contextmanager
+    def during(self, trainer: SafeTrainer, tell: Callable[[], None]) -> Iterator[None]:
+        """While `trainer` trains: an optimiser's step is held, and before it ends the last whole one is saved.
+
+        tell: called before that.
+        """
+        trainer.add_callback(_Hold(self))
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.held = True
+            tell()
+            trainer.save_last_step()
+            raise
+        finally:
+            self.held = False
+
+
+class _Hold(TrainerCallback):
+    """Holds stops from before an optimiser's step until it is counted."""
+
+    def __init__(self, stops: Stops) -> None:
+        self.stops = stops
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.stops.held = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.stops.held = False
+        self.stops.check()
+
+
+class SaveByTime(TrainerCallback):
+    """Saves a checkpoint when the last one is SAVE_EVERY seconds old: an epoch may take a night."""
+
+    def __init__(self) -> None:
+        self.saved = time.monotonic()
+
+    def on_save(self, args, state, control, **kwargs):
+        self.saved = time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if time.monotonic() - self.saved > SAVE_EVERY:
+            control.should_save = True
+
+
+def trained_before(events: Sequence[Event]) -> float:
+    """Seconds of training in the processes that have worked on a run before, by their events."""
+    spent = began = last = 0.0
+    for event in events:
+        if event["event"] == "process":
+            spent, began, last = spent + last - began, 0.0, 0.0
+        elif event["event"] == "phase" and event["name"] == "train":
+            began = last = event["time"]
+        elif event["event"] == "loss" and began:
+            last = max(last, event["time"])
+    return spent + last - began

@@ -6,11 +6,12 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdguard.files import write_whole
+from kdguard.files import sync, write_whole
 
 
 class KeptStates:
@@ -32,14 +33,24 @@ class KeptStates:
         self.states: Tensor | None = None  # (positions of all rows, hidden)
         self.live = False
 
-    def resume(self) -> None:
-        """Go on with the states that a run like this one left when it was stopped, if there are any."""
-        if not self._index.exists():
+    def save(self, checkpoint: Path) -> None:
+        """Tell in a checkpoint which states there are by now: a run that goes on from it has the same ones."""
+        index: dict[str, Any] = {"of": self.of, "live": self.live, "rows": sorted(self.have)}
+        if self.states is not None:
+            sync(self.path)
+            index |= {"hidden": self.states.shape[1], "dtype": str(self.states.dtype).removeprefix("torch.")}
+        write_whole(self._index(checkpoint), json.dumps(index))
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go on with the states that there were at a checkpoint; without any, where they are gone or of another run."""
+        index = self._index(checkpoint)
+        if not index.exists():
             return
-        index = json.loads(self._index.read_text(encoding="utf-8"))
-        self._index.unlink()
-        if index["of"] == self.of and self._open(index["hidden"], getattr(torch, index["dtype"])):
-            self.have = set(index["rows"])
+        found = json.loads(index.read_text(encoding="utf-8"))
+        self.live = found["live"]  # an answer that is read is rounded in another batch than one that is computed
+        there = self.path.exists() and found["of"] == self.of and "hidden" in found
+        if there and self._open(found["hidden"], getattr(torch, found["dtype"])):
+            self.have = set(found["rows"])
 
     def states_of(
         self, rows: Sequence[int], compute: Callable[[list[int]], list[Tensor]], device: torch.device | str = "cpu"
@@ -58,22 +69,13 @@ class KeptStates:
 
     def close(self, *, finished: bool) -> None:
         """Let go of the file. Unless the run has finished it stays, for a run that resumes goes on with it."""
-        if self.states is None:
-            return
-        index = {"of": self.of, "hidden": self.states.shape[1], "dtype": str(self.states.dtype).removeprefix("torch.")}
-        index["rows"] = sorted(self.have)
         self.states, self.have = None, set()
         if finished:
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
-        else:
-            with open(self.path, "rb+") as file:
-                os.fsync(file.fileno())
-            write_whole(self._index, json.dumps(index))
 
-    @property
-    def _index(self) -> Path:
-        return self.path.with_suffix(".json")
+    def _index(self, checkpoint: Path) -> Path:
+        return checkpoint / f"{self.path.stem}.json"
 
     def _read(self, row: int) -> Tensor:
         return self.states[self.ends[row] : self.ends[row + 1]]

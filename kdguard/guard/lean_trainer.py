@@ -1,4 +1,4 @@
-"""`LeanTrainer`: a `transformers.Trainer` that goes on when memory runs out, with the same steps in smaller pieces."""
+"""`LeanTrainer`: a trainer that goes on when memory runs out, with the same steps in smaller pieces."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from kdguard.data.batches import pieces, row_lengths
 from kdguard.errors import OutOfMemory
+from kdguard.guard.checkpoint import SafeTrainer
 from kdguard.guard.lean import CHECKPOINTING, Lean
 from kdguard.guard.teacher import count
 from kdguard.model.memory import forget, ran_out
@@ -33,7 +34,7 @@ class _Step:
     piece: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-class LeanTrainer(Trainer):
+class LeanTrainer(SafeTrainer):
     """What of `GuardedTrainer` deals with memory; its arguments stand there.
 
     The loss of a micro-batch is divided by counts of the whole optimiser step, so a step that is begun anew in smaller
@@ -119,8 +120,7 @@ class LeanTrainer(Trainer):
             shorten=self.shorten,
         )
         if said is None:
-            if self.state.global_step and self.args.save_strategy != "no":
-                self._save_checkpoint(self.model, trial=None)
+            self.save_last_step()
             raise OutOfMemory(
                 f"memory ran out in step {self.state.global_step + 1:,} with a single row of {tokens:,} tokens"
                 + (f", after {', '.join(self.lean.done)}" if self.lean.done else ""),

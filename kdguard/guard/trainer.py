@@ -184,8 +184,6 @@ class GuardedTrainer(LeanTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         finished = False
-        if self.kept and resume_from_checkpoint:
-            self.kept.resume()
         try:
             result = super().train(resume_from_checkpoint, *args, **kwargs)
             finished = self.state.global_step >= self.state.max_steps

@@ -2,7 +2,6 @@
 
 import gc
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from kdguard.data.tokens import with_chat_template
 from kdguard.demo import MODEL as DEMO
 from kdguard.errors import InputError, OutOfMemory
+from kdguard.files import writing_folder
 from kdguard.model.embedding import LookedUp, free_embeddings
 from kdguard.model.memory import ran_out
 
@@ -257,11 +257,8 @@ def save_adapter(model: PeftModel, folder: Path, adapter: str | None = None) -> 
 
     PEFT puts an adapter that is not named `default` into a folder of its name within.
     """
-    beside = folder.with_name(folder.name + ".part")
-    shutil.rmtree(beside, ignore_errors=True)
-    model.save_pretrained(beside, selected_adapters=[adapter or model.active_adapter])
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)
+    with writing_folder(folder) as beside:
+        model.save_pretrained(beside, selected_adapters=[adapter or model.active_adapter])
 
 
 def default_lr(model: PreTrainedModel, goal: str = "facts") -> float:

@@ -10,6 +10,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from kdguard.files import sync
+
 
 def scale_adapter(model: PeftModel, factor: float) -> None:
     """Multiply the active adapter's B matrices in place; `lora_alpha` stays the whole number that exporters need."""
@@ -27,4 +29,6 @@ def scale_saved_adapter(folder: Path, factor: float) -> None:
     scaled = {name: weight * factor if "lora_B" in name else weight for name, weight in weights.items()}
     beside = path.with_name(path.name + ".part")
     save_file(scaled, beside, metadata)
+    sync(beside)
     beside.replace(path)
+    sync(folder)
