@@ -10,6 +10,7 @@ An event is a dict with `event` and `time` (seconds since the epoch, UTC) and th
     sampled    step, known, kept, new, learned      a few questions asked on the way, for the report's curve
     watched    step, known, forgotten, ce, weight, next_weight      the watched probes after an epoch
     leaner     phase, what, step or cache  memory ran out, and what was done, in words; see kdguard.model.memory
+    stopping   a checkpoint of the last whole step is saved, and then the run stops
     finished   the report's verdict in short
 """
 

@@ -86,6 +86,9 @@ class Terminal:
         elif kind == "leaner":
             where = f"in step {event['step']:,}" if "step" in event else f"while {PHASES[event['phase']]}"
             self.out.print(f"  memory ran out {where}: {event['what']}; going on")
+        elif kind == "stopping":
+            self._end()
+            self.out.print("  stopping: a checkpoint is being saved; once more ends it without")
         elif kind == "answers":
             asked = {"probes": "old", "watched": "watched", "new": "new"}[event["of"]]
             who = "base" if event["when"] == "before" else "tuned"

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -94,19 +95,18 @@ class Sample(TrainerCallback):
         self.events, self.ask = events, ask
         self.known = rng.sample(known, min(SAMPLED_KNOWN, len(known)))
         self.new = rng.sample(new, min(SAMPLED_NEW, len(new)))
-        self.sampled = {event["step"] for event in read_events(events.path) if event["event"] == "sampled"}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.on_epoch_end(args, state, control)  # a run that was stopped right here goes on right here
+        past = {event["step"] for event in read_events(self.events.path) if event["event"] == "sampled"}
+        if state.global_step and state.global_step not in past:
+            self.on_epoch_end(args, state, control)  # which a stop may have come before
 
     def on_epoch_end(self, args, state, control, **kwargs):
         epoch = round(state.epoch)
-        every = -(-int(args.num_train_epochs) // SAMPLES)
-        if not epoch or state.epoch % 1 > 1e-6 or epoch % every or state.global_step in self.sampled:
+        if state.epoch % 1 > 1e-6 or epoch % -(-int(args.num_train_epochs) // SAMPLES):
             return
         right = [answer.correct for answer in self.ask([*self.known, *self.new])]
         known = len(self.known)
-        self.sampled.add(state.global_step)
         if state.best_metric is None or sum(right) > state.best_metric:
             state.best_metric, state.best_global_step = sum(right), state.global_step
         self.events.emit(
@@ -134,11 +134,19 @@ class Stops:
         main = threading.current_thread() is threading.main_thread()
         numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
         self._before = {number: signal.signal(number, self._hear) for number in numbers}
+        self._unraisable = sys.unraisablehook
+        sys.unraisablehook = self._lost
         return self
 
     def __exit__(self, *error: object) -> None:
+        sys.unraisablehook = self._unraisable
         for number, before in self._before.items():
             signal.signal(number, before)
+
+    def _lost(self, lost: "sys.UnraisableHookArgs") -> None:
+        """What is raised within a destructor goes no further: `check` will raise it again."""
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            self._unraisable(lost)
 
     def _hear(self, number: int, frame: object) -> None:
         if self.asked:
@@ -148,7 +156,7 @@ class Stops:
             self.check()
 
     def check(self, *_: object) -> None:
-        """Raise what was asked for: a listener of events, for what is raised within a destructor is lost."""
+        """Raise what was asked for; a listener of events."""
         if self.asked and not self.held:
             raise KeyboardInterrupt(self.asked)
 
@@ -175,6 +183,9 @@ class _Hold(TrainerCallback):
 
     def __init__(self, stops: Stops) -> None:
         self.stops = stops
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        self.stops.check()
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.stops.held = True

@@ -1,10 +1,12 @@
 """The story of a run on one page: read, load, probe, rehearse, train, probe again, report."""
 
+import json
 import os
 import platform
 import re
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,13 @@ from kdguard.events import Events, read_events
 from kdguard.files import write_whole
 from kdguard.fit import needed_gib
 from kdguard.guard.budget import BudgetKeeper, settle
+from kdguard.guard.checkpoint import last_whole
 from kdguard.guard.lean import Lean
 from kdguard.guard.rehearsal import REHEARSAL, load_rows, rehearse, save_rows
 from kdguard.guard.teacher import Guard, drift
 from kdguard.guard.trainer import GuardedTrainer
 from kdguard.guard.warmup import warm_up
+from kdguard.model.fingerprint import changes, fingerprint, read_fingerprint
 from kdguard.model.load import (
     add_adapter,
     default_lr,
@@ -47,10 +51,11 @@ from kdguard.probes.watch import Allowance, split
 from kdguard.questions import new_questions, read_data, row_of
 from kdguard.report import run as run_folder
 from kdguard.report.build import build_report, write_report
-from kdguard.training import Sample, Tell, last_checkpoint, stop_on_signals, training_arguments
+from kdguard.training import Sample, SaveByTime, Stops, Tell, trained_before, training_arguments
 
 MAX_REHEARSAL = 8192  # rehearsal rows written by the base; more passes walk through them again
 MAX_REHEARSAL_TOKENS = 256  # a rehearsal row's question and answer each; never longer than the longest training row
+USED = "give another --out, or --resume to go on with that run"
 DRIFT_ROWS = 64  # further rows that the base wrote, kept out of training, on which drift is measured
 
 
@@ -59,24 +64,44 @@ def tune(
     events: Events,
     *,
     resume: bool = False,
+    allow_changes: bool = False,
     dry_run: bool = False,
     same_base: Path | None = None,
 ) -> dict[str, Any]:
     """Run `config` and return its report, or its plan if `dry_run`. Nothing is written until every input is read.
 
+    allow_changes: go on with a run though data, model, settings or libraries are not what it began with.
     same_base: a finished run of the same base, data and probes, whose base answers are taken over instead of asked.
 
     Raises InputError for anything wrong with the input, KdguardError for a run that fails, and
     KeyboardInterrupt, with the signal's number, after a checkpoint was saved.
     """
-    started = time.time()
     if not config.data:
         raise InputError("no training data was named", "kdguard tune DATA")
     out = config.out or default_out(config)
-    if resume:
-        run_folder.unfinished_config(out)
-    else:
-        run_folder.refuse_used(out, "give another --out, or --resume to go on with that run")
+    with Stops() as stops, ExitStack() as locked:
+        events.listeners.append(stops.check)
+        if resume:
+            locked.enter_context(run_folder.at_work(out))
+            run_folder.unfinished_config(out)
+        else:
+            run_folder.refuse_used(out, USED)
+        how = {"resume": resume, "allow_changes": allow_changes, "dry_run": dry_run, "same_base": same_base}
+        return _tune(config.model_copy(update={"out": out}), events, stops, locked, **how)
+
+
+def _tune(
+    config: TuneConfig,
+    events: Events,
+    stops: Stops,
+    locked: ExitStack,
+    *,
+    resume: bool,
+    allow_changes: bool,
+    dry_run: bool,
+    same_base: Path | None,
+) -> dict[str, Any]:
+    started, out = time.time(), config.out
     probes = load_probes(config.probes)
     watched, scored = split(probes, config.seed, config.budget) if config.budget is not None else ([], probes)
     tokenizer = load_tokenizer(config.model, config.revision)
@@ -121,12 +146,19 @@ def tune(
     if dry_run:
         return {"plan": plan, "config": config.model_dump(mode="json")}
 
+    now = fingerprint(config, base, rows)
+    if resume and not allow_changes:
+        _refuse_changes(out, now)
     checkpoints = out / run_folder.CHECKPOINTS
-    out.mkdir(parents=True, exist_ok=True)
-    events.path = out / run_folder.EVENTS
-    events.emit("process", pid=os.getpid(), host=platform.node())
-    if not resume or config.shorten:  # which may have been said only now
+    if not resume:
+        locked.enter_context(run_folder.at_work(out))
+        run_folder.refuse_used(out, USED)  # by one that has come and gone since
+    if not resume or allow_changes or config.shorten:  # which may have been said only now
+        write_whole(out / run_folder.FINGERPRINT, json.dumps(now, indent=1) + "\n")
         write_whole(out / run_folder.CONFIG, config.to_yaml())
+    events.path = out / run_folder.EVENTS
+    past = trained_before(read_events(events.path))
+    events.emit("process", pid=os.getpid(), host=platform.node())
 
     def answers(folder: str, when: str, questions: list[Probe]) -> list[Answer]:
         path = out / folder / f"{when}.jsonl"
@@ -135,7 +167,8 @@ def tune(
             return []
         if resume and path.exists():
             found = run_folder.read_answers(path)
-            if [answer.id for answer in found] == [question.id for question in questions]:
+            asked = [(question.id, question.question, question.answers) for question in questions]
+            if [(answer.id, answer.question, answer.answers) for answer in found] == asked:
                 return found
         if same_base and when == "before":
             found = run_folder.read_answers(same_base / folder / path.name)
@@ -184,7 +217,7 @@ def tune(
         rehearsal_dataset=rehearsal,
         rehearsal=config.rehearsal if config.guard else 0.0,
         packing=packing,
-        callbacks=[Tell(events, plan["steps"])],
+        callbacks=[Tell(events, plan["steps"]), SaveByTime()],
         **less,
     )
     trainer.remove_callback(PrinterCallback)
@@ -205,9 +238,10 @@ def tune(
         trainer.add_callback(keeper)
     events.emit("phase", name="train")
     training_started = time.perf_counter()
-    with stop_on_signals(trainer):
-        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints) if resume else None)
-    seconds = time.perf_counter() - training_started
+    checkpoint = last_whole(checkpoints) if resume else None
+    with stops.during(trainer, lambda: events.emit("stopping")):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds = past + time.perf_counter() - training_started
     settled = None
     if keeper:
         events.emit("phase", name="settle")
@@ -241,6 +275,15 @@ def tune(
     save_adapter(model, out / run_folder.ADAPTER)
     write_report(out, report, events)
     return report
+
+
+def _refuse_changes(out: Path, now: dict[str, str]) -> None:
+    was = read_fingerprint(out / run_folder.FINGERPRINT)
+    if was and (found := changes(was, now)):
+        raise InputError(
+            f"{out}: what it began with has changed: {', '.join(found)}",
+            f"put it back, or go on all the same: kdguard tune --resume --allow-changes --out {out}",
+        )
 
 
 def rehearsal_rows(config: TuneConfig, rows: int) -> int:

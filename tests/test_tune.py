@@ -19,7 +19,6 @@ from kdguard.demo import MODEL
 from kdguard.events import read_events
 from kdguard.probes.packs import PACKS
 from kdguard.report.run import read_run
-from kdguard.training import last_checkpoint
 from tests.conftest import ROOT
 from tests.test_cli import DATA, kdguard
 
@@ -225,18 +224,6 @@ def test_ctrl_c_saves_and_resume_ends_with_the_adapter_of_the_run_that_was_not_s
     assert resumed.returncode == 0, resumed.stderr
     adapters = [(tmp_path / run / "adapter" / "adapter_model.safetensors").read_bytes() for run in ("whole", "stopped")]
     assert adapters[0] == adapters[1]
-
-
-def test_a_torn_checkpoint_is_passed_over(tmp_path):
-    """The Trainer writes a checkpoint in its place: one that power loss cut short has the highest number."""
-    whole = "adapter_model.safetensors optimizer.pt scheduler.pt rng_state.pth trainer_state.json"
-    for step, names in ((9, whole), (10, "optimizer.pt")):
-        folder = tmp_path / "checkpoints" / f"checkpoint-{step}"
-        folder.mkdir(parents=True)
-        for name in names.split():
-            (folder / name).touch()
-    assert last_checkpoint(tmp_path / "checkpoints") == str(tmp_path / "checkpoints" / "checkpoint-9")
-    assert last_checkpoint(tmp_path / "none") is None
 
 
 def test_a_control_is_the_unguarded_twin_on_the_same_answers_of_the_base(tmp_path, data, some_probes):

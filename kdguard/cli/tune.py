@@ -2,6 +2,8 @@
 
 import json
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +22,8 @@ from kdguard.cli.app import (
     show_runs,
 )
 from kdguard.config import TuneConfig
-from kdguard.errors import InputError, OutOfMemory
+from kdguard.errors import InputError, KdguardError, OutOfMemory
+from kdguard.events import Events
 
 
 @app.command(
@@ -61,8 +64,13 @@ def tune(
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="go on with the run in --out from its last checkpoint, as it was, but for --shorten"
+            "--resume",
+            help="go on with the run in --out from its last checkpoint: the rest is as if it had not stopped",
         ),
+    ] = False,
+    allow_changes: Annotated[
+        bool,
+        typer.Option("--allow-changes", help="go on though data, model, flags or libraries are not what it began with"),
     ] = False,
     control: Annotated[
         bool, typer.Option("--control", help="train the unguarded twin too, into OUT-control, and compare both")
@@ -81,7 +89,9 @@ def tune(
             raise InputError("--resume needs the run to go on with", "kdguard tune --resume --out RUN")
         from kdguard.report.run import unfinished_config
 
-        config, flags = unfinished_config(out), {"out": out, "shorten": shorten}
+        config = unfinished_config(out)
+    elif allow_changes:
+        raise InputError("--allow-changes is for a run that goes on", "add --resume, or leave it out")
     resolved = resolve(flags, config, memory=gpu_memory)
     if control and not resolved.guard:
         raise InputError("--control adds a twin without the guard, and this run has none", "leave out --no-guard")
@@ -93,24 +103,14 @@ def tune(
     with listening(as_json, resolved.model) as events:
         from kdguard import tune as story
 
-        try:
-            report = story.tune(resolved, events, resume=resume, dry_run=dry_run)
+        with _how_to_go_on(events, may_shorten=not resolved.shorten):
+            report = story.tune(resolved, events, resume=resume, allow_changes=allow_changes, dry_run=dry_run)
             if events.path:  # not of a dry run
                 runs = [events.path.parent]
             if control and runs:
                 twin = runs[0].with_name(f"{runs[0].name}-control")
                 story.tune(resolved.model_copy(update={"guard": False, "out": twin}), events, same_base=runs[0])
                 runs = [twin, *runs]
-        except KeyboardInterrupt as stop:
-            if events.path:
-                by = "SIGTERM" if stop.args == (signal.SIGTERM,) else "Ctrl-C"
-                fail(INTERRUPTED, f"stopped by {by}", f"kdguard tune --resume --out {events.path.parent}")
-            raise
-        except OutOfMemory as error:
-            if events.path is None or events.phase not in ("warm up", "train") or resolved.shorten:
-                raise
-            again = f"kdguard tune --resume --shorten --out {events.path.parent}"
-            raise OutOfMemory(error.message, f"{again}, which cuts the longest rows; or {error.hint}") from None
     if dry_run:
         import yaml
 
@@ -122,6 +122,31 @@ def tune(
     show_runs(runs, as_json)
     if report["budget"] and not report["budget"]["met"]:
         raise typer.Exit(OVER_BUDGET)
+
+
+@contextmanager
+def _how_to_go_on(events: Events, *, may_shorten: bool = False) -> Iterator[None]:
+    """A run that ends before its end says so, with the command that goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        by = "SIGTERM" if stop.args == (signal.SIGTERM,) else "Ctrl-C"
+        if events.path:
+            fail(INTERRUPTED, f"stopped by {by}", f"kdguard tune --resume --out {events.path.parent}")
+        else:
+            fail(INTERRUPTED, f"stopped by {by}; nothing was written", "")
+        raise
+    except OutOfMemory as error:
+        if events.path is None or events.phase not in ("warm up", "train") or not may_shorten:
+            raise
+        again = f"kdguard tune --resume --shorten --out {events.path.parent}"
+        raise OutOfMemory(error.message, f"{again}, which cuts the longest rows; or {error.hint}") from None
+    except OSError as error:
+        where, what = error.filename or (events.path.parent if events.path else "a file"), error.strerror or error
+        if events.path is None:
+            raise InputError(f"{where}: {what}", "give another --out, or mend its permissions") from None
+        again = f"kdguard tune --resume --out {events.path.parent}"
+        raise KdguardError(f"{where}: {what}", f"free some space or mend its permissions, then {again}") from None
 
 
 @app.command(epilog="kdguard demo\n\nkdguard demo --out runs/mine")
@@ -147,7 +172,8 @@ def demo(
         with listening(as_json, "demo") as events:
             from kdguard import tune as story
 
-            story.tune(resolve(flags), events, same_base=folder / "plain" if guard else None)
+            with _how_to_go_on(events):
+                story.tune(resolve(flags), events, same_base=folder / "plain" if guard else None)
     compare_runs([read_run(folder / "plain"), read_run(folder / "guarded")], as_json)
     if not as_json:
         console.print(f"\nnext        kdguard ui {folder / 'guarded'}", markup=False, soft_wrap=True)

@@ -50,7 +50,7 @@ class BudgetKeeper(TrainerCallback):
     def adapter_of(self, entry: dict[str, Any]) -> Path:
         return self.folder / f"within-budget-{entry['step']}"
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.steps = state.max_steps
         path = self.folder / "watched.json"
         if state.global_step and path.exists():
@@ -58,6 +58,8 @@ class BudgetKeeper(TrainerCallback):
             self.history = [entry for entry in past if entry["step"] <= state.global_step]
             if self.history:
                 self.guard.weight = self.history[-1]["next_weight"]
+        if state.global_step:
+            self.on_epoch_end(args, state, control, model)  # which a stop may have come before
 
     def on_epoch_end(self, args, state, control, model=None, **kwargs):
         if state.epoch % 1 < 1e-6:  # the Trainer also says so when Ctrl-C stops it within one

@@ -169,13 +169,15 @@ class SafeTrainer(Trainer):
 
 
 class _AfterStep(TrainerCallback):
-    """Notes the random numbers after each step: one that is interrupted in the next may have drawn some."""
+    """Notes what there was after each step, of what the next one may change before it is whole."""
 
     def __init__(self, trainer: SafeTrainer) -> None:
         self.trainer = trainer
 
     def on_step_end(self, args, state, control, **kwargs):
         self.trainer._random = _random_states()
+        if self.trainer.kept:
+            self.trainer.kept.of_step.clear()
 
 
 def _random_states() -> dict[str, Any]:

@@ -30,12 +30,13 @@ class KeptStates:
         self.path, self.of = path, of
         self.ends = torch.tensor([0, *(length - 1 for length in lengths)]).cumsum(0).tolist()
         self.have: set[int] = set()
+        self.of_step: set[int] = set()  # those that came since the last optimiser step
         self.states: Tensor | None = None  # (positions of all rows, hidden)
         self.live = False
 
     def save(self, checkpoint: Path) -> None:
-        """Tell in a checkpoint which states there are by now: a run that goes on from it has the same ones."""
-        index: dict[str, Any] = {"of": self.of, "live": self.live, "rows": sorted(self.have)}
+        """Tell in a checkpoint which states there were after the last step: a run that goes on has the same ones."""
+        index: dict[str, Any] = {"of": self.of, "live": self.live, "rows": sorted(self.have - self.of_step)}
         if self.states is not None:
             sync(self.path)
             index |= {"hidden": self.states.shape[1], "dtype": str(self.states.dtype).removeprefix("torch.")}
@@ -86,6 +87,7 @@ class KeptStates:
         if self.states is not None and row + 1 < len(self.ends):
             self.states[self.ends[row] : self.ends[row + 1]] = hidden.cpu()
             self.have.add(row)
+            self.of_step.add(row)
 
     def _open(self, hidden: int, dtype: torch.dtype) -> bool:
         """Map the file, made if it is not there; False where the disk has no room for it."""

@@ -2,25 +2,30 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from kdguard.errors import InputError
+from kdguard.events import read_events
 from kdguard.files import write_jsonl
 from kdguard.probes.score import Answer
 from kdguard.report.figures import Pair, pair
 
 CONFIG = "config.yaml"
 EVENTS = "events.jsonl"
+FINGERPRINT = "fingerprint.json"
 ADAPTER = "adapter"
 CHECKPOINTS = "checkpoints"
 REPORT = "report.json"
 DIAL = "dial.json"
 EXPLAIN = "explain.json"
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,35 @@ def read_explained(path: Path) -> dict[str, Any] | None:
 
 def refuse_used(path: Path, hint: str) -> None:
     """Raises InputError when there is something at `path` already that is not an empty folder."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(each.name != LOCK for each in path.iterdir())):
         raise InputError(f"{path}: this folder is not empty", hint)
+
+
+@contextmanager
+def at_work(path: Path) -> Iterator[None]:
+    """Keep other processes from working on a run; the folder is made if it is not there.
+
+    The system ends it with the process, however that ends. Raises InputError while another one is at work on it.
+    """
+    made = not path.exists()
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        last = [event for event in read_events(path / EVENTS) if event["event"] == "process"][-1:]
+        who = f"process {last[0]['pid']} on {last[0]['host']}" if last else "another process"
+        raise InputError(
+            f"{path}: {who} is at work on this run", "wait for it or stop it, or give another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        (path / LOCK).unlink(missing_ok=True)
+        lock.release()
+        if made:
+            with suppress(OSError):
+                path.rmdir()  # nothing has been written
 
 
 def unfinished_config(path: Path) -> Path:

@@ -57,42 +57,49 @@ def test_training_is_that_of_a_live_teacher(tmp_path):
         torch.testing.assert_close(after[1][name], weight, rtol=1e-3, atol=1e-5)
 
 
-def test_a_resumed_run_goes_on_with_the_states(tmp_path):
-    path = tmp_path / "teacher.states"
-    first = KeptStates(path, [3, 5], "a")
+def kept(folder, lengths, of) -> KeptStates:
+    return KeptStates(folder / "teacher.states", lengths, of)
+
+
+def test_a_resumed_run_has_the_states_of_its_checkpoint(tmp_path):
+    """Not those that came after it: they are computed again, in the very batch in which they were computed first."""
+    first, checkpoint = kept(tmp_path, [3, 5], "a"), tmp_path / "checkpoint"
     first.states_of([1], lambda places: [states(1, 5)])
-    first.close(finished=False)
-    second = KeptStates(path, [3, 5], "a")
-    second.resume()
+    first.save(checkpoint)
+    first.states_of([0], lambda places: [torch.full((2, 8), torch.nan)])
+    second = kept(tmp_path, [3, 5], "a")
+    second.resume(checkpoint)
     found = second.states_of([1], lambda places: pytest.fail("row 1 was kept"))
     assert torch.equal(found, states(1, 5))
+    assert torch.equal(second.states_of([0], lambda places: [states(0, 3)]), states(0, 3))
     second.close(finished=True)
-    assert not list(tmp_path.iterdir())
+    assert not second.path.exists()
 
 
 def test_states_of_other_rows_are_not_read(tmp_path):
-    path = tmp_path / "teacher.states"
-    first = KeptStates(path, [3, 5], "a")
+    first, checkpoint = kept(tmp_path, [3, 5], "a"), tmp_path / "checkpoint"
     first.states_of([1], lambda places: [states(1, 5)])
-    first.close(finished=False)
-    other = KeptStates(path, [5, 3], "b")
-    other.resume()
+    first.save(checkpoint)
+    other = kept(tmp_path, [5, 3], "b")
+    other.resume(checkpoint)
     assert torch.equal(other.states_of([1], lambda places: [states(7, 3)]), states(7, 3))
 
 
-def test_what_was_not_closed_is_not_trusted(tmp_path):
-    """After a power cut the file may hold anything: only a closed one comes with an index."""
-    path = tmp_path / "teacher.states"
-    KeptStates(path, [3], "a").states_of([0], lambda places: [torch.full((2, 8), torch.nan)])
-    again = KeptStates(path, [3], "a")
-    again.resume()
-    assert torch.equal(again.states_of([0], lambda places: [states(0, 3)]), states(0, 3))
+def test_a_teacher_that_was_live_stays_live(tmp_path, monkeypatch):
+    """What is read was rounded in another batch: the rest of the run would not be the one that was never stopped."""
+    first, checkpoint = kept(tmp_path, [3], "a"), tmp_path / "checkpoint"
+    first.live = True
+    first.save(checkpoint)
+    second = kept(tmp_path, [3], "a")
+    second.resume(checkpoint)
+    second.states_of([0], lambda places: [states(0, 3)])
+    assert second.live and not second.have
 
 
 def test_without_room_on_the_disk_the_teacher_stays_live(tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(free=100))
-    kept = KeptStates(tmp_path / "teacher.states", [3, 5], "a")
+    here = kept(tmp_path, [3, 5], "a")
     for _ in range(2):
-        assert torch.equal(kept.states_of([1], lambda places: [states(1, 5)]), states(1, 5))
-    assert kept.live and not list(tmp_path.iterdir())
+        assert torch.equal(here.states_of([1], lambda places: [states(1, 5)]), states(1, 5))
+    assert here.live and not list(tmp_path.iterdir())

@@ -25,6 +25,7 @@ from kdguard.errors import OutOfMemory
 from kdguard.events import Events, read_events
 from kdguard.guard import lean as lean_module
 from kdguard.guard import teacher as teacher_module
+from kdguard.guard.checkpoint import last_whole
 from kdguard.guard.lean import Lean
 from kdguard.guard.rehearsal import rehearse
 from kdguard.guard.teacher import count, drift
@@ -34,7 +35,6 @@ from kdguard.model.memory import at_once, forget, in_batches, ran_out
 from kdguard.probes.answer import ask
 from kdguard.probes.packs import PACKS, load_probes
 from kdguard.terminal import Terminal
-from kdguard.training import last_checkpoint
 from kdguard.tune import tune
 from kdguard.ui.progress import progress
 from tests.guard.test_packing import tuned
@@ -247,7 +247,7 @@ def test_an_optimiser_that_runs_out_later_ends_the_run(tiny, tmp_path, monkeypat
     in_optimiser(monkeypatch, Fault(run, lambda run: True))
     with pytest.raises(OutOfMemory, match="in the optimiser, in step 3"):
         run.train()
-    assert last_checkpoint(tmp_path) is None
+    assert last_whole(tmp_path) is None
 
 
 LONG = 30
@@ -276,14 +276,14 @@ def test_a_row_that_does_not_fit_is_cut_only_with_consent(tiny, tmp_path, monkey
         run.train()
     met = run.state.global_step + 1
     assert 1 < met <= 3 and "--max-length" in error.value.hint
-    assert last_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{met - 1}")
+    assert last_whole(tmp_path) == tmp_path / f"checkpoint-{met - 1}"
 
     said = []
     again = trainer(
         model_of(tiny), tmp_path, train_dataset=train, shorten=True, on_step_down=lambda what, step: said.append(what)
     )
     over(24)(monkeypatch, again)
-    again.train(resume_from_checkpoint=last_checkpoint(tmp_path))
+    again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 5
     assert again.lean.longest == 22 and said[-1] == "rows cut to their last 22 tokens"
 

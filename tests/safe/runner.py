@@ -1,0 +1,127 @@
+"""Runs `kdguard` in processes forked from one that has its libraries loaded already, and does them harm.
+
+Reads a job a line, as JSON, and answers with how it ended. A job: `args` of the command line; `out`, the run folder;
+`cwd`; `log`, where what it prints goes; `uid`, whose it is; and what is done to it, if anything:
+
+    kill_at, kill_after   SIGKILL at so many file operations within `out`, or after so many seconds
+    signals               [phase, number, ...]: these signals, half a second apart, as soon as that phase has begun
+    full_at               the disk is full from so many openings to write within `out` on
+    full_in               [phase, bytes]: a file takes all but so many bytes of the disk as soon as that phase begins
+    clock                 seconds by which the clock moves at each look at it
+"""
+
+import atexit
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from errno import ENOSPC
+from pathlib import Path
+from typing import Any
+
+from kdguard.events import Events
+
+OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
+BALLAST = "ballast"
+
+
+def harm(job: dict[str, Any], told: dict[str, Any]) -> None:
+    out = os.fspath(job["out"])
+    told |= {"operations": 0, "written": 0}
+
+    def operation(event: str, args: tuple[Any, ...]) -> None:
+        if event not in OPERATIONS or not isinstance(args[0], str | os.PathLike):
+            return
+        if not os.fspath(args[0]).startswith(out) or os.fspath(args[0]).startswith(job["log"]):
+            return
+        told["operations"] += 1
+        if told["operations"] == job.get("kill_at"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR):
+            told["written"] += 1
+            if told["written"] >= job.get("full_at", float("inf")):
+                raise OSError(ENOSPC, os.strerror(ENOSPC), args[0])
+
+    def send(*numbers: int) -> None:
+        time.sleep(0.05)
+        told["signalled"] = time.monotonic()
+        Path(f"{job['log']}.told").write_text(json.dumps(told))
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(0.5)
+
+    def fill(left: int) -> None:
+        disk = os.statvfs(out)
+        with open(Path(out).parent / BALLAST, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, disk.f_bavail * disk.f_frsize - left)
+
+    emit = Events.emit
+
+    def emit_and_harm(self: Events, event: str, **values: Any) -> None:
+        emit(self, event, **values)
+        if event == "phase" and values["name"] == job.get("signals", [None])[0]:
+            threading.Thread(target=send, args=job["signals"][1:], daemon=True).start()
+        if event == "phase" and values["name"] == job.get("full_in", [None])[0]:
+            fill(job["full_in"][1])
+
+    Events.emit = emit_and_harm  # type: ignore[method-assign]
+    sys.addaudithook(operation)
+    if "kill_after" in job:
+        threading.Timer(job["kill_after"], os.kill, (os.getpid(), signal.SIGKILL)).start()
+    if "clock" in job:
+        real, looks = time.time, iter(range(10**9))
+        time.time = lambda: real() + next(looks) * job["clock"]
+
+
+def run(job: dict[str, Any]) -> None:
+    """Never returns."""
+    from kdguard.__main__ import main
+
+    told: dict[str, Any] = {}
+    os.chdir(job["cwd"])
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(f"{job['log']}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.argv = ["kdguard", *job["args"]]
+    if "uid" in job:
+        os.setuid(job["uid"])
+    harm(job, told)
+    code = 99
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code or 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    atexit._run_exitfuncs()
+    if "uid" not in job:
+        Path(f"{job['log']}.told").write_text(json.dumps(told))
+    os._exit(code)
+
+
+def serve() -> None:
+    import kdguard.cli
+    import kdguard.tune  # noqa: F401
+
+    for line in sys.stdin:
+        job = json.loads(line)
+        told = Path(f"{job['log']}.told")
+        told.unlink(missing_ok=True)
+        child = os.fork()
+        if child == 0:
+            run(job)
+        _, status = os.waitpid(child, 0)
+        ended = {name: Path(f"{job['log']}.{name}").read_text(errors="replace") for name in ("stdout", "stderr")}
+        ended |= json.loads(told.read_text()) if told.exists() else {}
+        if "signalled" in ended:
+            ended["seconds_to_end"] = time.monotonic() - ended.pop("signalled")
+        print(json.dumps({"code": os.waitstatus_to_exitcode(status), **ended}), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
