@@ -1,10 +1,13 @@
 """The commands as a person types them, each in a process of its own."""
 
+import atexit
+import functools
 import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,19 +16,32 @@ import pytest
 from kdguard.cli import app
 from kdguard.config import TuneConfig
 from tests.conftest import ROOT
+from tests.forked import Ended, Forked
 
 DATA = ROOT / "examples" / "new_facts.jsonl"
 
 
-def kdguard(*arguments: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "kdguard", *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "COLUMNS": "100", **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+@functools.cache
+def _forked() -> Forked:
+    folder = tempfile.TemporaryDirectory()
+    server = Forked(Path(folder.name) / "log", COLUMNS="100", HF_HUB_OFFLINE="1")
+    atexit.register(folder.cleanup)
+    atexit.register(server.close)
+    return server
+
+
+def kdguard(*arguments: object, cwd: Path = ROOT, **environment: str) -> Ended:
+    """In a process of its own; where only the environment is as usual, one that has its libraries loaded already."""
+    if environment:
+        return subprocess.run(
+            [sys.executable, "-m", "kdguard", *map(str, arguments)],
+            cwd=cwd,
+            env={**os.environ, "COLUMNS": "100", **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    return _forked()(*arguments, cwd=cwd)
 
 
 @pytest.mark.alone
@@ -33,7 +49,7 @@ def test_help_answers_at_once_and_imports_no_torch():
     seconds = []
     for _ in range(5):
         started = time.perf_counter()
-        done = kdguard("--help")
+        done = kdguard("--help", LANG="C.UTF-8")
         seconds.append(time.perf_counter() - started)
     assert done.returncode == 0 and "tune" in done.stdout
     assert min(seconds) < 0.5
@@ -80,7 +96,7 @@ def test_every_flag_of_tune_is_a_key_of_the_config_or_says_how_to_run():
     keys = {name.replace("_", "-") for name in TuneConfig.model_fields} - {"data", "guard-temperature", "guard-masked"}
     assert keys - flags == set()
     others = {"no-guard", "no-packing", "no-offload", "all-turns"}
-    others |= {"config", "resume", "control", "dry-run", "json", "help"}
+    others |= {"config", "resume", "allow-changes", "control", "dry-run", "json", "help"}
     assert flags - keys - others == set()
 
 
@@ -133,7 +149,7 @@ def test_a_wrong_input_is_one_line_with_a_remedy_and_writes_nothing(tmp_path, ca
         (tmp_path / name).write_bytes(content)
     before = sorted(tmp_path.rglob("*"))
     arguments, expected = BAD[case]
-    done = kdguard(*arguments, cwd=tmp_path, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1")
+    done = kdguard(*arguments, cwd=tmp_path)
     lines = done.stderr.strip().splitlines()
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""

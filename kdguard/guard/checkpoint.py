@@ -46,10 +46,11 @@ def _step_of(checkpoint: Path) -> int:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    if not (checkpoint / WHOLE).is_file():
+    try:
+        sizes = json.loads((checkpoint / WHOLE).read_text(encoding="utf-8"))["files"]
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
         return False
-    sizes = json.loads((checkpoint / WHOLE).read_text(encoding="utf-8"))["files"]
-    return all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size == sizes[name] for name in sizes)
 
 
 class SafeTrainer(Trainer):

@@ -1,12 +1,9 @@
 """A small run, how it ends when nothing happens to it, and a process that runs it while something does."""
 
-import json
 import os
 import random
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ import pytest
 
 from kdguard.events import read_events
 from kdguard.probes.packs import PACKS
-from tests.conftest import ROOT
+from tests.forked import Ended, Forked
 from tests.test_cli import DATA
 
 FLAGS = "--model demo --epochs 3 --batch-size 8 --rank 8 --budget 20% --prompts 1"
@@ -28,35 +25,23 @@ def some(cases: Sequence[Any], n: int) -> Sequence[Any]:
 
 
 @dataclass
-class Ended:
-    """How a process ended, and what its harm has told."""
-
-    code: int
-    stdout: str
-    stderr: str
-    operations: int = 0  # on the run's files
-    written: int = 0  # openings of them to write
-    seconds_to_end: float = 0.0  # from the signal
-
-
-@dataclass
 class Small:
     """A run of nine steps over three epochs, watched by a budget."""
 
     arguments: list[str]
-    run: Callable[..., Ended]
+    run: Forked
     whole: Path  # that nothing has happened to
     ended: Ended | None = None
     seconds: float = 0.0
 
     def tune(self, out: Path, *more: str, **harm: Any) -> Ended:
-        return self.run(["tune", *self.arguments, "--out", str(out), *more], out=out, **harm)
+        return self.run("tune", *self.arguments, "--out", out, *more, cwd=out.parent, out=str(out), **harm)
 
     def go_on(self, out: Path, *more: str, **harm: Any) -> Ended:
         """As a person would: what has begun is resumed, what has not is begun."""
         if not (out / "config.yaml").exists():
             return self.tune(out, *more, **harm)
-        return self.run(["tune", "--resume", "--out", str(out), *more], out=out, **harm)
+        return self.run("tune", "--resume", "--out", out, *more, cwd=out.parent, out=str(out), **harm)
 
     def assert_same_end(self, out: Path) -> None:
         """The adapter to the byte, the losses to the bit, and every answer."""
@@ -70,32 +55,9 @@ ANSWERS = [f"{of}/{when}.jsonl" for of in ("probes", "new", "watched") for when 
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory) -> Iterator[Callable[..., Ended]]:
-    """`run(args, out=FOLDER, **harm)`; see `runner` for the harm."""
-    log = str(tmp_path_factory.mktemp("log") / "log")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.safe.runner"],
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-
-        def one(args: list[str], *, out: Path, **harm: Any) -> Ended:
-            job = {"args": args, "out": str(out), "cwd": str(out.parent), "log": log, **harm}
-            process.stdin.write(json.dumps(job) + "\n")
-            process.stdin.flush()
-            return Ended(**json.loads(process.stdout.readline()))
-
-        yield one
-        process.stdin.close()
-
-
-@pytest.fixture(scope="session")
-def small(run, tmp_path_factory) -> Small:
+def small(tmp_path_factory) -> Iterator[Small]:
     folder = tmp_path_factory.mktemp("small")
+    run = Forked(folder / "log", OMP_NUM_THREADS="1", COLUMNS="200")
     data, probes = folder / "facts.jsonl", folder / "probes.jsonl"
     data.write_text("".join(DATA.read_text().splitlines(keepends=True)[:24]))
     probes.write_text("".join((PACKS / "world.jsonl").read_text().splitlines(keepends=True)[::60]))
@@ -103,8 +65,9 @@ def small(run, tmp_path_factory) -> Small:
     began = time.perf_counter()
     small.ended = small.tune(small.whole)
     small.seconds = time.perf_counter() - began
-    assert small.ended.code == 0, small.ended.stderr
-    return small
+    assert small.ended.returncode == 0, small.ended.stderr
+    yield small
+    run.close()
 
 
 def losses(run: Path) -> dict[int, tuple[float, ...]]:

@@ -7,8 +7,8 @@ import subprocess
 import pytest
 
 from kdguard.report.run import at_work
+from tests.forked import BALLAST
 from tests.safe.conftest import half_written, one_line, some
-from tests.safe.runner import BALLAST
 
 
 @pytest.fixture
@@ -33,11 +33,11 @@ def test_a_disk_that_is_full_at_any_write(small, tmp_path, share):
     out = tmp_path / "run"
     at = 1 + int(share * small.ended.written) + random.Random(share).randrange(small.ended.written // 40)
     done = small.tune(out, full_at=at)
-    assert done.code in (1, 2), done.stderr
+    assert done.returncode in (1, 2), done.stderr
     assert "No space left on device" in one_line(done) or "the disk is full" in one_line(done)
     assert half_written(out) == [] and not (out / "report.json").exists()
     done = small.go_on(out)
-    assert done.code == 0, done.stderr
+    assert done.returncode == 0, done.stderr
     small.assert_same_end(out)
 
 
@@ -47,26 +47,26 @@ def test_a_real_disk_that_fills_up(small, disk, left, phase):
     """What libraries write in Rust and C++ meets it too."""
     out = disk("size=200m") / "run"
     done = small.tune(out, full_in=[phase, left])
-    if done.code:
-        assert done.code == 1 and ("space" in one_line(done) or "the disk is full" in one_line(done))
+    if done.returncode:
+        assert done.returncode == 1 and ("space" in one_line(done) or "the disk is full" in one_line(done))
         assert half_written(out) == [] and not (out / "report.json").exists()
     (out.parent / BALLAST).unlink()
-    if done.code:
+    if done.returncode:
         done = small.go_on(out)
-    assert done.code == 0, done.stderr
+    assert done.returncode == 0, done.stderr
     small.assert_same_end(out)
 
 
 def test_a_disk_too_small_for_the_checkpoints_is_told_before_the_first_step(small, disk):
     out = disk("size=3m") / "run"
     done = small.tune(out)
-    assert done.code == 1 and "the checkpoints need" in one_line(done)
+    assert done.returncode == 1 and "the checkpoints need" in one_line(done)
     assert not list((out / "checkpoints").glob("checkpoint-*")) and half_written(out) == []
 
 
 def test_a_folder_that_cannot_be_written_is_told(small, disk, tmp_path):
     done = small.tune(disk("ro") / "run")
-    assert done.code == 2 and "Read-only" in one_line(done)
+    assert done.returncode == 2 and "Read-only" in one_line(done)
 
 
 def test_a_folder_of_somebody_else_is_told(small, tmp_path):
@@ -77,14 +77,14 @@ def test_a_folder_of_somebody_else_is_told(small, tmp_path):
     theirs = tmp_path / "theirs"
     theirs.mkdir(mode=0o755)
     done = small.tune(theirs / "run", uid=65534)
-    assert done.code == 2 and "Permission denied" in one_line(done)
+    assert done.returncode == 2 and "Permission denied" in one_line(done)
     assert list(theirs.iterdir()) == []
 
 
 def test_a_clock_that_goes_back_changes_nothing(small, tmp_path):
     out = tmp_path / "run"
     done = small.tune(out, clock=-3600)
-    assert done.code == 0, done.stderr
+    assert done.returncode == 0, done.stderr
     small.assert_same_end(out)
     cost = json.loads((out / "report.json").read_text())["cost"]
     assert 0 < cost["seconds"] < 600
@@ -97,11 +97,11 @@ def test_two_at_work_on_one_run(small, tmp_path):
         (out / "events.jsonl").write_text(json.dumps({"event": "process", "time": 0, "pid": 7, "host": "pc"}) + "\n")
         (out / "config.yaml").write_text("model: demo\ndata: facts.jsonl\n")
         done = small.go_on(out)
-        assert done.code == 2 and "process 7 on pc is at work" in one_line(done)
+        assert done.returncode == 2 and "process 7 on pc is at work" in one_line(done)
     (out / "events.jsonl").unlink()
     (out / "config.yaml").unlink()
     with at_work(out):
         done = small.tune(out)
-        assert done.code == 2 and "at work" in one_line(done)
-    assert small.tune(out).code == 0
+        assert done.returncode == 2 and "at work" in one_line(done)
+    assert small.tune(out).returncode == 0
     small.assert_same_end(out)

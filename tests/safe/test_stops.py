@@ -18,14 +18,14 @@ PHASES = [
 def test_a_run_that_is_stopped_says_how_to_go_on_and_does(small, tmp_path, phase, number, name):
     out = tmp_path / "run"
     done = small.tune(out, signals=[phase, number])
-    if phase not in ("report", "settle") or done.code:  # these may be over before the signal comes
-        assert done.code == 128 + number, done.stderr
+    if phase not in ("report", "settle") or done.returncode:  # these may be over before the signal comes
+        assert done.returncode == 128 + number, done.stderr
         assert done.seconds_to_end < 10
         assert f"stopped by {name}" in one_line(done) if (out / "config.yaml").exists() else "nothing was written"
         assert half_written(out) == []
         assert not (out / ".lock").exists()
         done = small.go_on(out)
-    assert done.code == 0, done.stderr
+    assert done.returncode == 0, done.stderr
     small.assert_same_end(out)
 
 
@@ -33,7 +33,7 @@ def test_a_second_one_ends_it_at_once(small, tmp_path):
     """Even while a checkpoint is being saved: the one before is whole."""
     out = tmp_path / "run"
     done = small.tune(out, signals=["train", CTRL_C, TERM])
-    assert done.code in (128 + CTRL_C, 128 + TERM) and done.seconds_to_end < 3
+    assert done.returncode in (128 + CTRL_C, 128 + TERM) and done.seconds_to_end < 3
     done = small.go_on(out)
-    assert done.code == 0, done.stderr
+    assert done.returncode == 0, done.stderr
     small.assert_same_end(out)

@@ -1,9 +1,10 @@
-"""Runs `kdguard` in processes forked from one that has its libraries loaded already, and does them harm.
+"""Runs `kdguard` in processes forked from one that has its libraries loaded already, and may do them harm.
 
-Reads a job a line, as JSON, and answers with how it ended. A job: `args` of the command line; `out`, the run folder;
-`cwd`; `log`, where what it prints goes; `uid`, whose it is; and what is done to it, if anything:
+The server reads a job a line, as JSON, and answers with how it ended. A job: `args` of the command line; `cwd`; `log`,
+where what it prints goes; `uid`, whose it is. With `out`, the run folder, something may be done to it:
 
     kill_at, kill_after   SIGKILL at so many file operations within `out`, or after so many seconds
+    kill_on               SIGKILL at the first operation on a path that ends so
     signals               [phase, number, ...]: these signals, half a second apart, as soon as that phase has begun
     full_at               the disk is full from so many openings to write within `out` on
     full_in               [phase, bytes]: a file takes all but so many bytes of the disk as soon as that phase begins
@@ -14,21 +15,62 @@ import atexit
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
 from kdguard.events import Events
 
+ROOT = Path(__file__).parent.parent
+
 OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 BALLAST = "ballast"
 
 
+@dataclass
+class Ended:
+    """How a process ended, and what its harm has told."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    operations: int = 0  # on the run's files
+    written: int = 0  # openings of them to write
+    seconds_to_end: float = 0.0  # from the signal
+
+
+class Forked:
+    """The server, as those see it who send it jobs."""
+
+    def __init__(self, log: Path, **environment: str) -> None:
+        self.log = str(log)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.forked"],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, *args: object, cwd: Path = ROOT, **job: Any) -> Ended:
+        line = json.dumps({"args": list(map(str, args)), "cwd": str(cwd), "log": self.log, **job})
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return Ended(**json.loads(self.process.stdout.readline()))
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(10)
+
+
 def harm(job: dict[str, Any], told: dict[str, Any]) -> None:
-    out = os.fspath(job["out"])
+    out = job["out"]
     told |= {"operations": 0, "written": 0}
 
     def operation(event: str, args: tuple[Any, ...]) -> None:
@@ -37,7 +79,7 @@ def harm(job: dict[str, Any], told: dict[str, Any]) -> None:
         if not os.fspath(args[0]).startswith(out) or os.fspath(args[0]).startswith(job["log"]):
             return
         told["operations"] += 1
-        if told["operations"] == job.get("kill_at"):
+        if told["operations"] == job.get("kill_at") or os.fspath(args[0]).endswith(job.get("kill_on", "\0")):
             os.kill(os.getpid(), signal.SIGKILL)
         if event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR):
             told["written"] += 1
@@ -86,7 +128,8 @@ def run(job: dict[str, Any]) -> None:
     sys.argv = ["kdguard", *job["args"]]
     if "uid" in job:
         os.setuid(job["uid"])
-    harm(job, told)
+    if "out" in job:
+        harm(job, told)
     code = 99
     try:
         main()
@@ -120,7 +163,7 @@ def serve() -> None:
         ended |= json.loads(told.read_text()) if told.exists() else {}
         if "signalled" in ended:
             ended["seconds_to_end"] = time.monotonic() - ended.pop("signalled")
-        print(json.dumps({"code": os.waitstatus_to_exitcode(status), **ended}), flush=True)
+        print(json.dumps({"returncode": os.waitstatus_to_exitcode(status), **ended}), flush=True)
 
 
 if __name__ == "__main__":
