@@ -119,8 +119,7 @@ class LeanTrainer(Trainer):
             shorten=self.shorten,
         )
         if said is None:
-            if self.state.global_step and self.args.save_strategy != "no":
-                self._save_checkpoint(self.model, trial=None)
+            self.save_last_step()
             raise OutOfMemory(
                 f"memory ran out in step {self.state.global_step + 1:,} with a single row of {tokens:,} tokens"
                 + (f", after {', '.join(self.lean.done)}" if self.lean.done else ""),
@@ -128,6 +127,13 @@ class LeanTrainer(Trainer):
             )
         self._switch_checkpointing()
         self.on_step_down(said, step=self.state.global_step + 1)
+
+    def save_last_step(self) -> str:
+        """A checkpoint of the last whole step, from which a run that ends here goes on: its name, or nothing."""
+        if not self.state.global_step or self.args.save_strategy == "no" or self.is_deepspeed_enabled:
+            return ""  # DeepSpeed's optimiser has stepped within backward
+        self._save_checkpoint(self.model, trial=None)
+        return f"checkpoint-{self.state.global_step}"
 
     def _switch_checkpointing(self) -> None:
         if self.lean.offload or (self.lean.checkpointing and not self.args.activation_checkpointing):
