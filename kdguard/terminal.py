@@ -83,6 +83,8 @@ class Terminal:
             self.sampled = f", learned {shares[0]:.0%}, kept {shares[1]:.0%}"
         elif kind == "watched":
             self.watched = f", watched forgot {event['forgotten']}/{event['known']}, weight {event['next_weight']:.3g}"
+        elif kind == "warning":
+            self.out.print(warning(event["what"]))
         elif kind == "leaner":
             where = f"in step {event['step']:,}" if "step" in event else f"while {PHASES[event['phase']]}"
             self.out.print(f"  memory ran out {where}: {event['what']}; going on")
@@ -170,6 +172,11 @@ def print_checks(out: Console, checks: Sequence[Check]) -> None:
 def plain(text: str) -> str:
     """People's and models' text on one line, as it is: nothing in it styles or steers the terminal."""
     return escape(_CONTROL.sub(" ", " ".join(text.split())))
+
+
+def warning(what: str) -> str:
+    """Markup of a line that is about what was just printed."""
+    return f"  [yellow]warning[/] {plain(what)}"
 
 
 def print_error(message: str, hint: str) -> None:

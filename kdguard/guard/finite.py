@@ -30,7 +30,7 @@ def stop_not_finite(trainer: "GuardedTrainer", what: str) -> NoReturn:
     guilty = (_guilty(trainer) if alone else []) or rows
     kept = trainer.save_last_step()
     first = next((row for row in guilty if row < len(trainer.train_dataset)), None)
-    look = "" if first is None else f"look at it: kdguard data show DATA --row {first + 1}"
+    look = "" if first is None else f"look at it: kdguard data show DATA --row {_number(trainer, first)}"
     slow = f"a lower learning rate: {slower}"
     raise KdguardError(
         f"{what} is not finite in step {step:,}, because of {named(trainer, guilty)}; no weight has been touched by it"
@@ -56,10 +56,16 @@ def named(trainer: "GuardedTrainer", rows: Sequence[int]) -> str:
     def name(row: int) -> str:
         if row >= n:
             return f"rehearsal row {row - n + 1:,}"
-        return data.example(row).where if isinstance(data, Rows) else f"row {row + 1:,}"
+        return data.example(row).where if isinstance(data, Rows) else f"row {_number(trainer, row):,}"
 
     more = f" and {len(rows) - NAMED:,} more" if len(rows) > NAMED else ""
     return ", ".join(map(name, rows[:NAMED])) + more
+
+
+def _number(trainer: "GuardedTrainer", row: int) -> int:
+    """Of a training row among all rows, from 1 on."""
+    data = trainer.train_dataset
+    return (data.places[row] if isinstance(data, Rows) else row) + 1
 
 
 def _rows_of(trainer: "GuardedTrainer") -> list[int]:

@@ -16,6 +16,7 @@ from kdguard.report.figures import Pair, pair
 
 CONFIG = "config.yaml"
 EVENTS = "events.jsonl"
+FINGERPRINT = "fingerprint.json"
 ADAPTER = "adapter"
 CHECKPOINTS = "checkpoints"
 REPORT = "report.json"
