@@ -84,7 +84,7 @@ class Terminal:
         elif kind == "watched":
             self.watched = f", watched forgot {event['forgotten']}/{event['known']}, weight {event['next_weight']:.3g}"
         elif kind == "warning":
-            self.out.print(warning(event["what"]))
+            self.out.print(warning_lines([event["what"]]))
         elif kind == "leaner":
             where = f"in step {event['step']:,}" if "step" in event else f"while {PHASES[event['phase']]}"
             self.out.print(f"  memory ran out {where}: {event['what']}; going on")
@@ -174,9 +174,11 @@ def plain(text: str) -> str:
     return escape(_CONTROL.sub(" ", " ".join(text.split())))
 
 
-def warning(what: str) -> str:
-    """Markup of a line that is about what was just printed."""
-    return f"  [yellow]warning[/] {plain(what)}"
+def warning_lines(warnings: Sequence[str]) -> Table:
+    table = Table.grid(padding=(0, 1))
+    for what in warnings:
+        table.add_row(" [yellow]warning[/]", plain(what))
+    return table
 
 
 def print_error(message: str, hint: str) -> None:

@@ -42,7 +42,10 @@ def fingerprint(config: TuneConfig, base: Base, rows: Rows) -> dict[str, str]:
     names, and what decides the training under `--flag`. A second for a 7B base; a second more per 200 M tokens.
     """
     values = config.model_dump(mode="json", exclude=_NOT_COMPARED)
-    flags = {f"--{key.replace('_', '-')}": json.dumps(value) for key, value in values.items()}
+    flags = {
+        f"--{key.replace('_', '-')}": value if isinstance(value, str) else json.dumps(value)
+        for key, value in values.items()
+    }
     return {
         **of_base(base),
         "data": _digest(_data(rows, base.tokenizer)),
