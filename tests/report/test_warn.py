@@ -8,11 +8,15 @@ from rich.console import Console
 
 from kdguard.report.build import verdict, write_pages
 from kdguard.report.figures import Learned, share_interval
+from kdguard.report.render import render
 from kdguard.report.run import read_run
 from kdguard.report.warn import ces_in, few_known, nothing_learned
 from kdguard.tables import print_comparison, print_run
 from kdguard.ui.progress import progress
+from tests.conftest import ROOT
 from tests.report.test_build import run  # noqa: F401
+
+STUDIO = ROOT / "kdguard" / "ui" / "templates"
 
 
 def test_few_known_probes_are_told_with_how_little_they_tell():
@@ -82,6 +86,8 @@ def test_a_warning_stands_wherever_the_figures_stand(run):  # noqa: F811
     write_pages(run, finished.report)
     page, card = (run / "report.html").read_text(), (run / "adapter" / "README.md").read_text()
     assert "Warning:</b> only &lt;20&gt; probes." in page and "Warning: only \\<20\\> probes." in card
+    headline = {"report": finished.report, "verdict": "", "flow": {}, "data": "a.jsonl"}
+    assert "Warning:</b> only &lt;20&gt; probes." in render("headline.html", STUDIO, **headline)
     for show in (lambda out: print_run(out, finished, verdict(finished.report)), lambda out: both(out, finished)):
         out = Console(width=80, record=True, file=io.StringIO())
         show(out)
@@ -102,4 +108,7 @@ def test_an_older_report_has_none_and_is_shown(run):  # noqa: F811
 
 def test_the_page_tells_a_warning_once_though_a_resumed_run_warns_again():
     warning = {"event": "warning", "time": 0.0, "what": "few"}
-    assert progress([warning, warning]).warnings == ["few"]
+    seen = progress([warning, warning])
+    assert seen.warnings == ["few"]
+    shown = {"name": "mine", "state": "finished", "verdict": "", "said": [], "left": "", "plot": "", "progress": seen}
+    assert render("live.html", STUDIO, **shown).count("Warning:</b> few.") == 1
