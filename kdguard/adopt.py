@@ -1,5 +1,6 @@
 """The story of `kdguard adopt`: a run folder for an adapter that another tool trained."""
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from kdguard.events import Events
 from kdguard.files import write_whole
 from kdguard.guard.rehearsal import REHEARSAL, rehearse, save_rows
 from kdguard.guard.teacher import drift
+from kdguard.model.fingerprint import of_base, versions
 from kdguard.model.load import load_base, load_tuned, own_tokenizer, save_adapter
 from kdguard.model.memory import at_once
 from kdguard.probes.answer import ask
@@ -67,6 +69,7 @@ def adopt(
         loaded = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=own)
     except InputError as error:
         raise InputError(error.message, f"kdguard adopt {adapter} --base FOLDER_OR_HUB_ID") from None
+    made_on = {**of_base(loaded), **versions()}
     at_once.tell = events.leaner
     renderer = Renderer(loaded.tokenizer)
     new = new_questions(read_data(config, renderer, events), config) if data else []
@@ -108,6 +111,7 @@ def adopt(
     )
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / run_folder.CONFIG, config.to_yaml())
+    write_whole(out / run_folder.FINGERPRINT, json.dumps(made_on, indent=1) + "\n")
     for when, answers in (("before", before), ("after", after)):
         for of, found in answers.items():
             run_folder.write_answers(out / of / f"{when}.jsonl", found)

@@ -14,6 +14,7 @@ from kdguard.events import Events
 from kdguard.files import write_whole
 from kdguard.guard.rehearsal import REHEARSAL, load_rows
 from kdguard.guard.teacher import drift
+from kdguard.model.fingerprint import refuse_other_base
 from kdguard.model.load import load_base, load_tuned
 from kdguard.model.memory import at_once
 from kdguard.model.strength import scale_saved_adapter
@@ -25,6 +26,7 @@ from kdguard.report import run as run_folder
 from kdguard.report.build import outcome, write_pages, write_report
 from kdguard.report.figures import Pair, kept, pair
 from kdguard.report.run import Run, write_answers
+from kdguard.report.warn import ces_in
 from kdguard.tune import DRIFT_ROWS
 
 
@@ -77,6 +79,7 @@ def dial(
     renderer, new = asked_then.renderer, asked_then.new
     events.emit("phase", name="load")
     base = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=renderer.tokenizer)
+    refuse_other_base(run.path / run_folder.FINGERPRINT, base, events)
     at_once.tell = events.leaner
     at_once.as_in(run.path / run_folder.EVENTS)
     rehearsed = run.path / run_folder.CHECKPOINTS / REHEARSAL
@@ -119,7 +122,8 @@ def dial(
             else run.report["drift"]["nats_per_token"]  # the checkpoints were deleted: as it was
         )
     new_before = [each.before for each in run.new]
-    found = outcome(chosen.strength, chosen.probes, (new_before, chosen.new), moved, settled)
+    ces = ces_in(run.path / run_folder.EVENTS)
+    found = outcome(chosen.strength, chosen.probes, (new_before, chosen.new), moved, settled, config.goal, ces)
     _write(run, chosen, {**run.report, **found}, events)
     return points, chosen
 

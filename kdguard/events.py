@@ -9,6 +9,7 @@ An event is a dict with `event` and `time` (seconds since the epoch, UTC) and th
     answers    when (before | after), of (probes | watched | new), correct, n
     sampled    step, known, kept, new, learned      a few questions asked on the way, for the report's curve
     watched    step, known, forgotten, ce, weight, next_weight      the watched probes after an epoch
+    warning    what                        something that the figures or the run suffer from, in words
     leaner     phase, what, step or cache  memory ran out, and what was done, in words; see kdguard.model.memory
     stopping   a checkpoint of the last whole step is saved, and then the run stops
     finished   the report's verdict in short
@@ -32,12 +33,17 @@ class Events:
         self.listeners = list(listeners)
         self.path: Path | None = None
         self.phase: str | None = None  # the last that began
+        self._early: list[Event] = []  # warnings that came before there was a path
         self._written = 0.0  # when progress was last written
 
     def emit(self, event: str, **values: Any) -> None:
         entry = {"event": event, "time": round(time.time(), 3), **values}
         if event == "phase":
             self.phase = values["name"]
+        if self.path is None and event == "warning":
+            self._early.append(entry)
+        while self.path is not None and self._early:
+            _append(self.path, json.dumps(self._early.pop(0), ensure_ascii=False))
         if self.path is not None and (event != "progress" or self._due(**values)):
             _append(self.path, json.dumps(entry, ensure_ascii=False))
         for listener in self.listeners:

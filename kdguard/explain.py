@@ -15,6 +15,7 @@ from kdguard.data.formats import Example
 from kdguard.errors import InputError
 from kdguard.events import Events
 from kdguard.files import write_jsonl, write_whole
+from kdguard.model.fingerprint import refuse_other_base
 from kdguard.model.load import load_base, load_tuned
 from kdguard.model.memory import at_once
 from kdguard.probes.overlap import moved, overlap, states
@@ -55,6 +56,7 @@ def explain(run: Run, events: Events, *, control: bool = False) -> dict[str, Any
     cloning = _cloning(run, config, known, asked_then, events, control)  # first: two bases may not fit into memory
     events.emit("phase", name="load")
     base = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=renderer.tokenizer)
+    refuse_other_base(run.path / run_folder.FINGERPRINT, base, events)
     at_once.tell = events.leaner
     if len(asking) > MAX_ROWS:
         asking = sorted(random.Random(config.seed).sample(asking, MAX_ROWS))

@@ -46,7 +46,7 @@ def ask(
     from dataclasses import asdict
 
     from kdguard.probes.packs import load_probes
-    from kdguard.report.run import ADAPTER, REPORT, read_run
+    from kdguard.report.run import ADAPTER, FINGERPRINT, REPORT, read_run
     from kdguard.tables import level_table
     from kdguard.terminal import console
 
@@ -59,6 +59,7 @@ def ask(
         events.emit("phase", name="load")
 
         from kdguard.data.tokens import Renderer
+        from kdguard.model.fingerprint import refuse_other_base
         from kdguard.model.load import load_base, load_tuned, own_tokenizer
         from kdguard.model.memory import at_once
         from kdguard.probes.levels import grade
@@ -66,6 +67,7 @@ def ask(
         tokenizer = own_tokenizer(run / ADAPTER) if run else None
         base = load_base(name, quant=quant or config["quant"], revision=config["revision"], tokenizer=tokenizer)
         if run:
+            refuse_other_base(run / FINGERPRINT, base, events)
             load_tuned(base, run / ADAPTER)
         at_once.tell = events.leaner
         events.emit("phase", name="grade")

@@ -49,6 +49,11 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def uuid() -> str | None:
+    """The GPU's, as nvidia-smi has it; None where there is none."""
+    return f"GPU-{torch.cuda.get_device_properties(0).uuid}" if torch.cuda.is_available() else None
+
+
 def compute_dtype() -> torch.dtype:
     """bf16 on GPUs that have it, fp16 on older ones, fp32 on CPU."""
     if device().type == "cpu":
