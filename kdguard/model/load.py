@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from kdguard.data.tokens import with_chat_template
 from kdguard.demo import MODEL as DEMO
 from kdguard.errors import InputError, OutOfMemory
+from kdguard.model.adapter import put_adapter
 from kdguard.model.embedding import LookedUp, free_embeddings
 from kdguard.model.memory import ran_out
 
@@ -164,18 +165,9 @@ def load_base(
 def load_tuned(base: Base, adapter: Path, name: str = "default") -> PeftModel:
     """Put a trained adapter on its base, or beside those it has, under a name that is its own.
 
-    Raises InputError when it is not there or does not belong to it.
+    Raises InputError when it is not there, is not plain LoRA or does not belong to it.
     """
-    try:
-        if isinstance(base.model, PeftModel):
-            base.model.load_adapter(str(adapter), name)
-            return base.model
-        return PeftModel.from_pretrained(base.model, adapter, adapter_name=name)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(
-            f"{adapter}: this adapter could not be loaded ({reason})", "tune again, or name its own base"
-        ) from None
+    return put_adapter(base.model, adapter, name)
 
 
 def own_tokenizer(adapter: Path) -> PreTrainedTokenizerBase | None:
