@@ -48,6 +48,8 @@ def adopt(
     Raises InputError for what is not plain LoRA on a base that can be loaded.
     """
     started = time.time()
+    if settings.get("trust_remote_code") and not base:
+        raise InputError("--trust-remote-code trusts one model, and none was named", "add --base FOLDER_OR_HUB_ID")
     folder = _folder(adapter)
     made = read_adapter(folder)
     model_name = base or made.base_model_name_or_path
@@ -63,7 +65,13 @@ def adopt(
     own = own_tokenizer(folder)
     events.emit("phase", name="load")
     try:
-        loaded = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=own)
+        loaded = load_base(
+            config.model,
+            quant=config.quant,
+            revision=config.revision,
+            tokenizer=own,
+            trust_remote_code=config.trust_remote_code,
+        )
     except InputError as error:
         raise InputError(error.message, f"kdguard adopt {adapter} --base FOLDER_OR_HUB_ID") from None
     at_once.tell = events.leaner

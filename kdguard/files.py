@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from kdguard.errors import InputError
+
 _PACKAGE = Path(__file__).parent
 
 
@@ -14,6 +16,23 @@ def shipped(name: str) -> Path:
     """The folder `presets` or `examples`: inside the package in a wheel, beside it in a checkout."""
     inside = _PACKAGE / name
     return inside if inside.is_dir() else _PACKAGE.parent / name
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise InputError for a folder with anything in it that is not this user's own; for root too.
+
+    The files of an optimiser and of random numbers are pickles. transformers reads them with `weights_only=True`; that
+    they are the user's own is what stands behind it.
+    """
+    if not hasattr(os, "getuid"):  # Windows
+        return
+    for path in (folder, *folder.rglob("*")):
+        of = [path.lstat().st_uid, path.stat().st_uid] if path.exists() else [path.lstat().st_uid]
+        if strangers := [uid for uid in of if uid != os.getuid()]:
+            raise InputError(
+                f"{path}: this file is of another user (uid {strangers[0]}), and only your own runs are gone on with",
+                f"tune again; or, if you made it under another name: chown -R {os.getuid()} {folder}",
+            )
 
 
 @contextmanager

@@ -79,7 +79,7 @@ def tune(
         run_folder.refuse_used(out, "give another --out, or --resume to go on with that run")
     probes = load_probes(config.probes)
     watched, scored = split(probes, config.seed, config.budget) if config.budget is not None else ([], probes)
-    tokenizer = load_tokenizer(config.model, config.revision)
+    tokenizer = load_tokenizer(config.model, config.revision, trust_remote_code=config.trust_remote_code)
     renderer = Renderer(tokenizer)
     rows = read_data(config, renderer, events)
     events.emit("phase", name="load")
@@ -89,6 +89,7 @@ def tune(
         revision=config.revision,
         tokenizer=tokenizer,
         embeddings=config.embeddings,
+        trust_remote_code=config.trust_remote_code,
     )
     config = config.model_copy(update={"lr": config.lr or default_lr(base.model, config.goal)})
     new = new_questions(rows, config)

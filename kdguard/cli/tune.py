@@ -11,6 +11,7 @@ from kdguard.cli.app import (
     INTERRUPTED,
     OVER_BUDGET,
     Json,
+    Trust,
     app,
     compare_runs,
     fail,
@@ -34,6 +35,7 @@ def tune(
     last_turn: Annotated[bool | None, flag("last_turn", "--last-turn/--all-turns")] = None,
     model: Annotated[str | None, flag("model", "--model")] = None,
     revision: Annotated[str | None, flag("revision", "--revision")] = None,
+    trust_remote_code: Trust = False,
     preset: Annotated[str | None, flag("preset", "--preset")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="YAML file of these flags as keys")] = None,
     out: Annotated[Path | None, flag("out", "--out")] = None,
@@ -81,7 +83,7 @@ def tune(
             raise InputError("--resume needs the run to go on with", "kdguard tune --resume --out RUN")
         from kdguard.report.run import unfinished_config
 
-        config, flags = unfinished_config(out), {"out": out, "shorten": shorten}
+        config, flags = unfinished_config(out), {"out": out, "shorten": shorten, "trust_remote_code": trust_remote_code}
     resolved = resolve(flags, config, memory=gpu_memory)
     if control and not resolved.guard:
         raise InputError("--control adds a twin without the guard, and this run has none", "leave out --no-guard")

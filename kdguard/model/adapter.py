@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kdguard.errors import InputError
+from kdguard.model.folder import refuse_links_out
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 LARGEST_CONFIG = 2**20  # bytes
@@ -83,13 +84,13 @@ def read_adapter(folder: Path) -> LoraConfig:
 
     Plain means that switching it off gives the base back and scaling its B turns it down.
     """
-    refuse_links_out(folder)
     path = folder / CONFIG
     if not path.is_file():
         raise InputError(
             f"{folder}: found no PEFT adapter here (there is no {CONFIG})",
             f"name the folder with {CONFIG} and {WEIGHTS} in it",
         )
+    refuse_links_out(folder)
     if not (folder / WEIGHTS).is_file():
         found = f"only pickled weights ({PICKLED})" if (folder / PICKLED).exists() else "no weights"
         raise InputError(f"{folder}: found {found}, expected {WEIGHTS}", _convert(folder))
@@ -150,17 +151,6 @@ def put_adapter(model: PreTrainedModel | PeftModel, folder: Path, name: str = "d
     if fresh:
         tuned.eval()
     return tuned
-
-
-def refuse_links_out(folder: Path) -> None:
-    """Raise InputError for a link in a folder that leads out of it; those of the hub's cache lead to its blobs."""
-    if not folder.is_dir():
-        return
-    root = folder.resolve()
-    allowed = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
-    for path in folder.rglob("*"):
-        if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in allowed):
-            raise InputError(f"{path}: found a link that leads out of its folder", "put the file itself there")
 
 
 _SAVE_AGAIN = "save the adapter again with the tool that made it, or download it again"

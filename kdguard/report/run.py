@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from kdguard.errors import InputError
-from kdguard.files import write_jsonl
+from kdguard.files import refuse_foreign, write_jsonl
 from kdguard.probes.score import Answer
 from kdguard.report.figures import Pair, pair
 
@@ -79,11 +79,12 @@ def refuse_used(path: Path, hint: str) -> None:
 
 
 def unfinished_config(path: Path) -> Path:
-    """The config of a run that can be gone on with. Raises InputError when there is none, or it has finished."""
+    """The config of a run that can be gone on with. Raises InputError where it has finished or is not ours."""
     if not (path / CONFIG).is_file():
         raise InputError(f"{path}: there is no run here to go on with", f"kdguard tune DATA --out {path}")
     if (path / REPORT).is_file():
         raise InputError(f"{path}: this run has finished", f"kdguard compare {path}")
+    refuse_foreign(path)
     return path / CONFIG
 
 
