@@ -217,7 +217,6 @@ def test_what_a_config_file_may_name_and_what_flags_may(tmp_path, monkeypatch):
         f"seed: {10**30}",
         "batch_size: " + "9" * 5000,
         "budget: .nan%",
-        "columns: {question: [1]}",
         '"\\ud800": 1',
         'goal: "\\ud800"',
         "x" * 2**20 + ": 1",

@@ -142,7 +142,7 @@ def put_adapter(model: PreTrainedModel | PeftModel, folder: Path, name: str = "d
             raise _misfit(folder, _list("missing", missing) + _list("extra", done.unexpected_keys))
     except (ValueError, TypeError, RuntimeError, OverflowError, InputError) as error:
         if fresh:
-            _take_off(model, name)
+            take_off(model, name)
         if isinstance(error, InputError):
             raise
         raise InputError(
@@ -253,7 +253,7 @@ def _misfit(folder: Path, what: list[str]) -> InputError:
     )
 
 
-def _take_off(model: PreTrainedModel | PeftModel, name: str) -> None:
+def take_off(model: PreTrainedModel | PeftModel, name: str) -> None:
     """What was put on in part, so that the model is what it was."""
     beside = isinstance(model, PeftModel)
     for place, module in reversed(list(model.named_modules())):
