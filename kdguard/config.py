@@ -255,7 +255,7 @@ def by_memory(preset: dict[str, Any], room: float) -> dict[str, Any]:
 def _explain(error: ValidationError, config_file: Path | None) -> InputError:
     problems, hints = [], []
     for item in error.errors():
-        key = str(item["loc"][0])
+        key = str(item["loc"][0]) if item["loc"] else ""
         if item["type"] == "extra_forbidden":
             problems.append(f"unknown config key {_short(key)}" + (f" in {config_file}" if config_file else ""))
             hints.append(_did_you_mean(key, list(TuneConfig.model_fields), "keys"))

@@ -1,5 +1,6 @@
 """A config file, which may be somebody else's: it sets values, and runs, reads and writes nothing outside its place."""
 
+import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -13,12 +14,17 @@ _HINT = "one `key: value` a line; keys are the flags of `kdguard tune`"
 
 
 class _Loader(yaml.SafeLoader):
-    """Without aliases: ten lines of them stand for more values than memory holds."""
+    """Without aliases, ten lines of which stand for more values than memory holds, and with text that can be written."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.MarkedYAMLError("found an alias", problem_mark=self.get_mark())
         return super().compose_node(parent, index)
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        if isinstance(node.value, str) and re.search("[\0\ud800-\udfff]", node.value):
+            raise yaml.MarkedYAMLError("found half of a character or a NUL", problem_mark=node.start_mark)
+        return super().construct_scalar(node)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -49,7 +55,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _refuse_outside(path: Path, key: str, value: Any) -> None:
     for name in value if isinstance(value, list) else [value]:
-        if isinstance(name, str) and ("\0" in name or ".." in _parts(name)):
+        if isinstance(name, str) and ".." in _parts(name):
             raise InputError(
                 f"{path}: found {name[:100]!r} as {key}, which leads out of its folder",
                 f"--{key} {name[:100]!r}, if it is meant" if key != "data" else f"kdguard tune {name[:100]!r}",
@@ -59,7 +65,7 @@ def _refuse_outside(path: Path, key: str, value: Any) -> None:
 def _refuse_out(path: Path, value: Any) -> None:
     here = Path.cwd().resolve()
     name = str(value)[:1000]
-    leads_out = "\0" in name or ".." in _parts(name) or bool(PureWindowsPath(name).anchor) or Path(name).is_absolute()
+    leads_out = ".." in _parts(name) or bool(PureWindowsPath(name).anchor) or Path(name).is_absolute()
     if leads_out or not (here / name).resolve().is_relative_to(here):
         raise InputError(
             f"{path}: found {name[:100]!r} as out, expected a folder below this one",

@@ -6,18 +6,43 @@ import random
 from typing import Any
 
 SCRAPS = [
-    b"\0", b"\0" * 64, b"\xff", b"\xfe\xff", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\xc3", b"\xf4\x90\x80\x80",
-    b"\\ud800", b"\\u0000", b"\x1b[31m", b"\xe2\x80\xa8", b"\xc2\x85", b"\r", b"\r\n", b"\n", b"\t", b'"', b"'", b"\\", b",",
-    b":", b"{", b"}", b"[", b"]", b"null", b"true", b"NaN", b"-Infinity", b"1e999", b"-0", b"9" * 5000, b"1" + b"0" * 400,
-    b"18446744073709551616", b"-1", b"0.1e-400", b"../", b"/etc/passwd", b"&a ", b"*a", b"!!python/name:os.system ", b"<<: ",
-    b"!!binary x", b"- ", b"---\n", b"%YAML 9\n", b"{{", b"[bold]", b"(a+)+$", b".*" * 20, b"|", b";",
-]  # fmt: skip
+    *(
+        b"\0",
+        b"\0" * 64,
+        b"\xff",
+        b"\xfe\xff",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf",
+        b"\xed\xa0\x80",
+        b"\xc3",
+        b"\xf4\x90\x80\x80",
+    ),
+    *(
+        b"\\ud800",
+        b"\\u0000",
+        b"\x1b[31m",
+        b"\xe2\x80\xa8",
+        b"\xc2\x85",
+        b"\r",
+        b"\r\n",
+        b"\n",
+        b"\t",
+        b'"',
+        b"'",
+        b"\\",
+    ),
+    *(b",", b":", b"{", b"}", b"[", b"]", b"|", b";", b"null", b"true", b"NaN", b"-Infinity", b"1e999", b"-0", b"-1"),
+    *(b"9" * 5000, b"1" + b"0" * 400, b"18446744073709551616", b"0.1e-400", b"../", b"/etc/passwd"),
+    *(b"&a ", b"*a", b"!!python/name:os.system ", b"<<: ", b"!!binary x", b"- ", b"---\n", b"%YAML 9\n"),
+    *(b"{{", b"[bold]", b"(a+)+$", b".*" * 20),
+]
 DEEP = [b"[", b'{"a":', b"- ", b"(", b'[{"role":']
 VALUES: list[Any] = [
-    None, True, False, 0, -1, 1, 2**31, 2**63, 10**400, 1e308, float("nan"), float("inf"), "", " ", "\0", "\ud800", "a\nb",
-    "[x", "{}", "x" * 3000, "..", "../x", "/etc/passwd", [], [[]], {}, {"": {}}, [None], ["a", "a"], {"a": [1]}, "LORA", "(a+)+$",
-    "1%", "9" * 30, [0] * 200, "=1+1", "user", "assistant", "[link=x]", "<script>",
-]  # fmt: skip
+    *(None, True, False, 0, -1, 1, 2**31, 2**63, 10**400, 1e308, float("nan"), float("inf")),
+    *("", " ", "\0", "\ud800", "a\nb", "[x", "{}", "x" * 3000, "..", "../x", "/etc/passwd", "1%", "9" * 30, "=1+1"),
+    *("LORA", "(a+)+$", "user", "assistant", "[link=x]", "<script>"),
+    *([], [[]], {}, {"": {}}, [None], ["a", "a"], {"a": [1]}, [0] * 200),
+]
 
 
 def mutated(rng: random.Random, content: bytes, others: list[bytes]) -> bytes:
@@ -41,7 +66,7 @@ def mutated_json(rng: random.Random, value: Any) -> Any:
             holder[rng.choice([*map(str, holder), "", "\ud800", "x" * 300, "a\nb"])] = holder.pop(key)
         elif change == 2 and isinstance(holder, list):
             holder.extend(copy.deepcopy(holder[:100]))
-        elif change == 3 and isinstance(holder[key], (int, float)):
+        elif change == 3 and isinstance(holder[key], (int, float)) and abs(holder[key]) < 2**64:
             holder[key] = rng.choice((-holder[key], holder[key] * 10**9, holder[key] + 0.5, str(holder[key])))
         else:
             holder[key] = copy.deepcopy(rng.choice(VALUES))
