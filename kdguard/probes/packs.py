@@ -92,8 +92,8 @@ def read_probe(row: object, where: str, path: Path) -> Probe:
     answers, choices = tuple(row["answers"]), tuple(row.get("choices") or ())
     if choices and (len(set(choices)) < max(2, len(choices)) or not set(answers) <= set(choices)):
         raise InputError(
-            f"{where}: found the choices {_short(list(choices))} for the answer {_short(answers[0])}, expected two or more different "
-            "ones, the answer among them",
+            f"{where}: found the choices {_short(list(choices))} for the answer {_short(answers[0])}, expected two or "
+            "more different ones, the answer among them",
             '"choices": ["Paris", "Rome"], "answers": ["Paris"]',
         )
     rephrased = tuple(row.get("rephrased") or ())

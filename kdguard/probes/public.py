@@ -88,8 +88,9 @@ def read_public(path: Path) -> list[Row]:
         try:
             probe = reader(row)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {str(error)[:200]!r}"
             raise InputError(
-                f"{where}: found a {reader.__name__} row that cannot be read ({type(error).__name__}: {str(error)[:200]!r})",
+                f"{where}: found a {reader.__name__} row that cannot be read ({reason})",
                 "download the file again, or delete that line",
             ) from None
         stem, line = path.stem, where.rpartition(":")[2]

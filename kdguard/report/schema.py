@@ -120,16 +120,18 @@ def read_report(path: Path) -> dict[str, Any]:
 
 def read_answers(path: Path) -> list[Answer]:
     """The answers in a file, one a line. Raises InputError by `file:line`."""
-    found = []
     try:
-        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-            if line:
-                found.append(_ANSWER.validate_json(line, strict=True))
+        lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be opened ({error.strerror})", f"ls -l {path}") from None
+    return [_answer(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line]
+
+
+def _answer(line: bytes, where: str) -> Answer:
+    try:
+        return _ANSWER.validate_json(line, strict=True)
     except ValidationError as error:
-        raise InputError(f"{path}:{number}: found no answer ({_reason(error)})", "run it again") from None
-    return found
+        raise InputError(f"{where}: found no answer ({_reason(error)})", "run it again") from None
 
 
 def _reason(error: Exception) -> str:
