@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -167,7 +168,7 @@ class TuneConfig(BaseModel):
         ours = {"demo", *shipped_packs()}
 
         def absolute(name: str) -> str:
-            return str(Path(name).resolve()) if Path(name).exists() and name not in ours else name
+            return str(Path(name).resolve()) if os.path.exists(name) and name not in ours else name
 
         values |= {key: [absolute(name) for name in values[key]] for key in ("data", "probes")}
         values["model"] = absolute(self.model)

@@ -14,7 +14,7 @@ _HINT = "one `key: value` a line; keys are the flags of `kdguard tune`"
 
 
 class _Loader(yaml.SafeLoader):
-    """Without aliases, ten lines of which stand for more values than memory holds, and with text that can be written."""
+    """Without aliases, ten lines of which make more values than memory holds, and with text that can be written."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):

@@ -30,7 +30,7 @@ _HELD: dict[str, dict[str, Any]] = {
     "phase": {"name": _WORD},
     "process": {"pid": _COUNT, "host": _WORD},
     "progress": {"phase": _WORD, "done": _COUNT, "total": _COUNT},
-    "loss": {"step": _COUNT, "steps": _COUNT, "epoch": _NUMBER, "ce": _NUMBER, "kl": _NUMBER},
+    "loss": {"step": _COUNT, "steps": _COUNT, "ce": _NUMBER, "kl": _NUMBER},
     "answers": {"when": _WORD, "of": _WORD, "correct": _COUNT, "n": _COUNT},
     "sampled": dict.fromkeys(("step", "known", "kept", "new", "learned"), _COUNT),
     "watched": {"step": _COUNT, "known": _COUNT, "forgotten": _COUNT, "weight": _NUMBER},

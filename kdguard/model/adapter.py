@@ -102,7 +102,9 @@ def read_adapter(folder: Path) -> LoraConfig:
     wrong = [] if start in _KEEP_THE_BASE else [f"a base changed by {_short(start)[1:-1]}"]
     default = {field.name: field.default for field in dataclasses.fields(LoraConfig)}
     for key, value in said.items():
-        if value and value != default.get(key) and key not in _PASSED_OVER and key not in _Plain.model_fields:
+        # Of a newer PEFT's keys, a number or a word may belong to what is off.
+        on = value != default[key] if key in default else value is True or isinstance(value, (dict, list))
+        if value and on and key not in _PASSED_OVER and key not in _Plain.model_fields:
             wrong.append(_IN_WORDS.get(key, _short(key)))
     if wrong:
         found = ", ".join(list(dict.fromkeys(wrong))[:5])

@@ -1,13 +1,30 @@
-"""A folder of a model or an adapter, which may be anybody's: no code, no pickles, nothing outside it."""
+"""Models and adapters that may be anybody's: no code, no pickles, nothing outside their folder; and what to say."""
 
 import json
 import shlex
 from pathlib import Path
 
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
 from kdguard.errors import InputError
 
 INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+# What transformers raises for a config or weights that are not what they should be.
+BROKEN = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    RecursionError,
+    SafetensorError,
+    StrictDataclassError,
+)
 
 
 def refuse_links_out(folder: Path) -> None:
@@ -53,3 +70,26 @@ def code_needed(name: str) -> InputError:
         f"{name}: this model cannot be loaded without running the Python code that comes with it",
         "--trust-remote-code, once you have read that code; or a model that transformers knows: kdguard presets",
     )
+
+
+def ask_hub(name: str, revision: str | None) -> None:
+    """Tell at once when the hub cannot be reached or has no such model: the downloads themselves retry for a minute."""
+    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+        return
+    try:
+        HfApi().model_info(name, revision=revision, timeout=10)
+    except Exception as error:  # whatever the hub's HTTP library raises in this version
+        raise unloadable(name, error) from None
+
+
+def unloadable(name: str, error: Exception) -> InputError:
+    """What to say of a model that cannot be loaded."""
+    if "trust_remote_code" in str(error):
+        return code_needed(name)
+    reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+    if not Path(name).is_dir() and "/" in name:
+        return InputError(
+            f"{name}: this model is not on this machine and could not be fetched from the hub ({reason})",
+            "check the id and the network; gated models need `hf auth login`; a local folder works too",
+        )
+    return InputError(f"{name}: this model could not be loaded ({reason})", "--model FOLDER, OWNER/NAME or demo")

@@ -1,6 +1,7 @@
 """Load a quantised base, put LoRA on it, and look at the base with the adapters switched off."""
 
 import gc
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -9,10 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -30,21 +28,8 @@ from kdguard.demo import MODEL as DEMO
 from kdguard.errors import InputError, OutOfMemory
 from kdguard.model.adapter import put_adapter
 from kdguard.model.embedding import LookedUp, free_embeddings
-from kdguard.model.folder import check_weights, code_needed, refuse_links_out
+from kdguard.model.folder import BROKEN, ask_hub, check_weights, code_needed, refuse_links_out, unloadable
 from kdguard.model.memory import ran_out
-
-# What transformers raises for a config or weights that are not what they should be.
-_BROKEN = (
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    RuntimeError,
-    RecursionError,
-    SafetensorError,
-    StrictDataclassError,
-)
 
 
 @dataclass
@@ -94,7 +79,7 @@ def load_config(
     weights: whether a folder needs them too. trust_remote_code: whether code that comes with the model may be run.
     """
     path = Path(name)
-    if name != "demo" and path.is_dir():
+    if name != "demo" and os.path.isdir(name):
         if not (path / "config.json").is_file():
             raise InputError(
                 f"{name}: found no config.json in this folder", "--model FOLDER with a transformers model in it"
@@ -105,12 +90,12 @@ def load_config(
         raise InputError(
             f"{name}: no such model folder", "--model FOLDER, --model OWNER/NAME from the hub, or --model demo"
         )
-    if name != "demo" and not path.is_dir():
-        _ask_hub(name, revision)
+    if name != "demo" and not os.path.isdir(name):
+        ask_hub(name, revision)
     try:
         config = AutoConfig.from_pretrained(source(name), revision=revision, trust_remote_code=trust_remote_code)
-    except _BROKEN as error:
-        raise _unloadable(name, error) from None
+    except BROKEN as error:
+        raise unloadable(name, error) from None
     if "/" in str(config._attn_implementation) and not trust_remote_code:  # a kernel, to be fetched from the hub
         raise code_needed(name)
     return config
@@ -124,7 +109,7 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source(name), revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # the tokenizers library raises no other kind for a broken file
-        raise _unloadable(name, error) from None
+        raise unloadable(name, error) from None
     return with_chat_template(tokenizer)
 
 
@@ -159,13 +144,13 @@ def load_base(
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
         )
-    except (*_BROKEN, MemoryError) as error:
+    except (*BROKEN, MemoryError) as error:
         if ran_out(error):
             raise OutOfMemory(
                 f"{name}: memory ran out while the base was loaded",
                 "close what else uses the GPU, or take a smaller model: kdguard presets",
             ) from None
-        raise _unloadable(name, error) from None
+        raise unloadable(name, error) from None
     for module in model.modules():
         # bitsandbytes repacks a 4-bit weight in place on the first no-grad forward in eval mode on CPUs with
         # AVX512-BF16; after that, backward through it silently gives its input no gradient.
@@ -302,25 +287,3 @@ def base_view(model: PeftModel) -> Iterator[PreTrainedModel]:
 def source(name: str) -> str:
     """Where the hub's libraries find a model: its folder or its id."""
     return str(DEMO) if name == "demo" else name
-
-
-def _ask_hub(name: str, revision: str | None) -> None:
-    """Tell at once when the hub cannot be reached or has no such model: the downloads themselves retry for a minute."""
-    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
-        return
-    try:
-        HfApi().model_info(name, revision=revision, timeout=10)
-    except Exception as error:  # whatever the hub's HTTP library raises in this version
-        raise _unloadable(name, error) from None
-
-
-def _unloadable(name: str, error: Exception) -> InputError:
-    if "trust_remote_code" in str(error):
-        return code_needed(name)
-    reason = (str(error).strip() or type(error).__name__).split("\n")[0]
-    if not Path(name).is_dir() and "/" in name:
-        return InputError(
-            f"{name}: this model is not on this machine and could not be fetched from the hub ({reason})",
-            "check the id and the network; gated models need `hf auth login`; a local folder works too",
-        )
-    return InputError(f"{name}: this model could not be loaded ({reason})", "--model FOLDER, OWNER/NAME or demo")

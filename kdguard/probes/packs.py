@@ -1,5 +1,6 @@
 """Probe packs: files of questions with every accepted answer."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,9 +50,9 @@ def load_probes(names: Sequence[str]) -> list[Probe]:
     seen: dict[str, str] = {}
     for name in names:
         path = PACKS / f"{name}.jsonl"
-        if not path.is_file():
+        if not os.path.isfile(path):  # unlike path.is_file(), no error for a name that no file can have
             path = Path(name)
-        if not path.is_file():
+        if not os.path.isfile(path):
             shipped = ", ".join(shipped_packs())
             raise InputError(
                 f"{name}: no such probe pack or file", f"--probes FILE.jsonl, or a shipped pack: {shipped}"
