@@ -62,23 +62,35 @@ class Point:
 
 
 def dial(
-    run: Run, strengths: Sequence[float], events: Events, *, budget: str | None = None, choose: float | None = None
+    run: Run,
+    strengths: Sequence[float],
+    events: Events,
+    *,
+    budget: str | None = None,
+    choose: float | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[list[Point], Point | None]:
     """Measure a run at `strengths`, and write the one that is chosen into its adapter and its report.
 
     budget: choose, of the strengths whose watched probes keep it, the one that has learned most, and of equals the one
         that forgets least. choose: choose this one. With neither, or when no strength above 0 keeps the budget, nothing
-        but the figures of the dial is written.
+        but the figures of the dial is written. trust_remote_code: as in `load_config`.
     """
     if choose is not None and not 0 < choose <= 1:
         raise InputError("a strength is more than 0, which is the base, and at most 1", "--strength 0.8")
-    config = resolve({"budget": budget}, run.path / run_folder.CONFIG)
+    config = resolve({"budget": budget, "trust_remote_code": trust_remote_code}, run.path / run_folder.CONFIG)
     written, was = run.report["strength"], run.report["budget"] or {}
     limit = was.get("limit") if budget is None else config.budget
     asked_then = asked_in(run, config, events)
     renderer, new = asked_then.renderer, asked_then.new
     events.emit("phase", name="load")
-    base = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=renderer.tokenizer)
+    base = load_base(
+        config.model,
+        quant=config.quant,
+        revision=config.revision,
+        tokenizer=renderer.tokenizer,
+        trust_remote_code=config.trust_remote_code,
+    )
     refuse_other_base(run.path / run_folder.FINGERPRINT, base, events)
     at_once.tell = events.leaner
     at_once.as_in(run.path / run_folder.EVENTS)

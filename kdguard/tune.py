@@ -107,7 +107,7 @@ def _tune(
     started, out = time.time(), config.out
     probes = load_probes(config.probes)
     watched, scored = split(probes, config.seed, config.budget) if config.budget is not None else ([], probes)
-    tokenizer = load_tokenizer(config.model, config.revision)
+    tokenizer = load_tokenizer(config.model, config.revision, trust_remote_code=config.trust_remote_code)
     renderer = Renderer(tokenizer)
     rows = read_data(config, renderer, events)
     if device().type == "cuda":
@@ -120,6 +120,7 @@ def _tune(
         revision=config.revision,
         tokenizer=tokenizer,
         embeddings=config.embeddings,
+        trust_remote_code=config.trust_remote_code,
     )
     config = config.model_copy(update={"lr": config.lr or default_lr(base.model, config.goal)})
     new = new_questions(rows, config)

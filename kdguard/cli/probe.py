@@ -8,6 +8,7 @@ import typer
 
 from kdguard.cli.app import (
     Json,
+    Trust,
     app,
     flag,
     listening,
@@ -36,6 +37,7 @@ def ask(
     prompts: Annotated[int, typer.Option(min=1, help="ways in which each probe is asked")] = 4,
     samples: Annotated[int, typer.Option(min=0, help="samples a way, of probes that no greedy answer gets right")] = 16,
     quant: Annotated[str | None, flag("quant", "--quant")] = None,
+    trust_remote_code: Trust = False,
     seed: Annotated[int, typer.Option(help="seed of the few-shot examples and the samples")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -65,7 +67,13 @@ def ask(
         from kdguard.probes.levels import grade
 
         tokenizer = own_tokenizer(run / ADAPTER) if run else None
-        base = load_base(name, quant=quant or config["quant"], revision=config["revision"], tokenizer=tokenizer)
+        base = load_base(
+            name,
+            quant=quant or config["quant"],
+            revision=config["revision"],
+            tokenizer=tokenizer,
+            trust_remote_code=trust_remote_code,
+        )
         if run:
             refuse_other_base(run / FINGERPRINT, base, events)
             load_tuned(base, run / ADAPTER)
