@@ -129,13 +129,6 @@ class LeanTrainer(SafeTrainer):
         self._switch_checkpointing()
         self.on_step_down(said, step=self.state.global_step + 1)
 
-    def save_last_step(self) -> str:
-        """A checkpoint of the last whole step, from which a run that ends here goes on: its name, or nothing."""
-        if not self.state.global_step or self.args.save_strategy == "no" or self.is_deepspeed_enabled:
-            return ""  # DeepSpeed's optimiser has stepped within backward
-        self._save_checkpoint(self.model, trial=None)
-        return f"checkpoint-{self.state.global_step}"
-
     def _switch_checkpointing(self) -> None:
         if self.lean.offload or (self.lean.checkpointing and not self.args.activation_checkpointing):
             offload = self.lean.offload and torch.accelerator.is_available()  # without one they are there already
