@@ -40,7 +40,7 @@ def progress(events: Sequence[Event]) -> Progress:
     for event in events:
         kind = event["event"]
         if kind in told:
-            told[kind][event.get("step") or (event["of"], event["when"])] = event
+            told[kind][event["step"] if "step" in event else (event["of"], event["when"])] = event
         if kind == "process":
             found.phase, found.done, found.total, began = "starting", 0, 0, event["time"]
             started = event["time"]
