@@ -87,7 +87,7 @@ def tab(studio: Studio, opened: str | None) -> tuple[Any, list[Any]]:
 
     def view(name: str | None, outcome: str, category: str, search: str, shown: int = SHOWN) -> tuple[Any, ...]:
         if not name:
-            return "", gr.Button(visible=False), shown
+            return gr.skip(), gr.skip(), gr.skip()  # a change before the page has its run
         run = studio.run(name)
         pairs = chosen(run, outcome, category, search)
         twin = studio.control(name)
@@ -139,8 +139,8 @@ def tab(studio: Studio, opened: str | None) -> tuple[Any, list[Any]]:
     run = gr.Dropdown([], label="Run", elem_id="compare-run", value=None, visible=False)
     headline = html(elem_id="headline")
     with gr.Row(elem_id="filters"):
-        outcome = gr.Radio(["all"], value="all", label="Show", scale=6, min_width=320, visible=False, elem_id="outcome")
-        category = gr.Dropdown(["all"], value="all", label="Category", scale=1, min_width=140, visible=False)
+        outcome = gr.Radio(["all"], value="all", label="Show", scale=6, min_width=320, elem_id="outcome")
+        category = gr.Dropdown(["all"], value="all", label="Category", scale=1, min_width=140)
         search = gr.Textbox(
             label="Search", placeholder="a word", scale=1, min_width=140, visible=False, elem_id="search"
         )
@@ -151,7 +151,7 @@ def tab(studio: Studio, opened: str | None) -> tuple[Any, list[Any]]:
 
     filters = [run, outcome, category, search]
     # One listener for all of them: of several, an earlier answer could come last and stay.
-    filtered = [outcome.input, category.input, search.input]
+    filtered = [outcome.input, category.input, search.change]
     gr.on(filtered, told(view), filters, [rows, more, shown], trigger_mode="always_last", **QUIET)
     more.click(
         lambda *values: told(view)(*values[:-1], values[-1] + 4 * SHOWN),
