@@ -24,7 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from kdguard.config import MOST_PACKED, TuneConfig, presets
 from kdguard.guard.lean import CHECKPOINTING
-from kdguard.guard.loss import PIECE
+from kdguard.guard.loss import CHUNK, PIECE
 from kdguard.guard.lower import lower_layers
 from kdguard.guard.teacher import Guard, install
 from kdguard.model.embedding import free_embeddings
@@ -249,10 +249,12 @@ def _offloaded(function: Callable, *args: Any, **kwargs: Any) -> Any:
 def _as_on_gpu() -> Iterator[None]:
     """Autocast and the loss's pieces as on a GPU: without one, torch makes no tensors that say they are there."""
     torch.set_autocast_enabled("cuda", True)  # PEFT asks for it
-    pieces = dict(PIECE)
-    PIECE.clear()
+    sizes = [(of, dict(of)) for of in (CHUNK, PIECE)]
+    for of, _ in sizes:
+        of.clear()
     try:
         yield
     finally:
-        PIECE.update(pieces)
+        for of, size in sizes:
+            of.update(size)
         torch.set_autocast_enabled("cuda", False)

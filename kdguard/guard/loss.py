@@ -16,7 +16,9 @@ from kdguard.data import IGNORE
 from kdguard.model.head import Head
 
 LOGITS = 2**25  # of one product: 64 MiB in bf16
-# Logits worked on at once in fp32: enough for a GPU to be worth the call, few enough for a processor's caches.
+# Positions of one product, and logits worked on at once in fp32: enough for a GPU to be worth the call, few enough for
+# a processor's caches.
+CHUNK = {"cpu": 256}
 PIECE = {"cpu": 2**18}
 
 
@@ -57,7 +59,7 @@ def guard_loss(
     shares: (positions,), how much of `weight` each position has; 1 by default.
     n_targets, n_guarded: N and M. Give the counts over the whole optimiser step, all micro-batches and processes, and
         splitting a batch never changes the gradient; by default they are counted here.
-    chunk: positions at a time; by default as many as have `at_once` logits, 64 MiB in bf16.
+    chunk: positions at a time; by default as many as have `at_once` logits, 64 MiB in bf16, and on a CPU at most 256.
     """
     if teacher is None:
         at = labels != IGNORE
@@ -67,7 +69,8 @@ def guard_loss(
     n_targets = (labels != IGNORE).sum() if n_targets is None else n_targets
     n_guarded = len(labels) if n_guarded is None else n_guarded
     if chunk is None:
-        chunks = math.ceil(len(student) * len(head.weight) / at_once)
+        most = min(CHUNK.get(student.device.type, len(student)), at_once // len(head.weight))
+        chunks = math.ceil(len(student) / max(1, most))
         chunk = max(1, math.ceil(len(student) / max(1, chunks)))  # all of one size
     piece = max(1, min(PIECE.get(student.device.type, at_once), at_once // 8) // len(head.weight))  # positions
     return GuardLoss(
