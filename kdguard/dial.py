@@ -23,6 +23,7 @@ from kdguard.probes.watch import Allowance, Settled, split
 from kdguard.questions import asked_in
 from kdguard.report import run as run_folder
 from kdguard.report.build import outcome, write_pages, write_report
+from kdguard.report.exported import forget_exports
 from kdguard.report.figures import Pair, kept, pair
 from kdguard.report.run import Run, write_answers
 from kdguard.tune import DRIFT_ROWS
@@ -120,7 +121,7 @@ def dial(
         )
     new_before = [each.before for each in run.new]
     found = outcome(chosen.strength, chosen.probes, (new_before, chosen.new), moved, settled)
-    _write(run, chosen, {**run.report, **found}, events)
+    _write(run, chosen, {**forget_exports(run.path, run.report), **found}, events)
     return points, chosen
 
 
