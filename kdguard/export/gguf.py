@@ -87,27 +87,30 @@ def find(folder: Path | None = None) -> LlamaCpp | None:
     return LlamaCpp(folder, Path(quantizer) if quantizer else None)
 
 
-def missing(run: Path, out: Path, weights: str, base: str, quantize: str) -> InputError:
+def missing(run: Path, out: Path, weights: str, base: str, quantize: str, pre: str | None) -> InputError:
     """What to install, and the commands that do by hand what it would have done."""
     first = BY_CONVERTER[1] if quantize not in BY_CONVERTER else quantize
     file = out.with_name(f"{out.name}-{first}.gguf")
     kind = "merged" if weights == "merged" else "adapter"
     commands: list[list[Any]] = [["kdguard", "export", run, "--to", kind, "--out", out]]
     if weights == "merged":
-        commands += [["python", CONVERT, out, "--outfile", file, "--outtype", first]]
+        script = [NAMED, pre, CONVERT] if pre else [CONVERT]
+        commands += [["python", *script, out, "--outfile", file, "--outtype", first]]
         if quantize not in BY_CONVERTER:
             commands += [[QUANTIZE, file, out.with_name(f"{out.name}-{quantize}.gguf"), quantize.upper()]]
     else:
         commands += [["python", CONVERT_LORA, "--base", base, "--outfile", file, "--outtype", first, out]]
     return InputError(
         f"llama.cpp is not here: no {CONVERT} on PATH, and no --llama-cpp FOLDER",
-        "--llama-cpp FOLDER; or by hand:\n" + "\n".join(shlex.join(map(str, words)) for words in commands),
+        "--llama-cpp FOLDER; or by hand: " + " && ".join(shlex.join(map(str, words)) for words in commands),
     )
 
 
-def pre_tokenizer(tokenizer_json: str) -> str | None:
-    """What llama.cpp calls the way in which a tokenizer cuts text before BPE, if it is one that has a name there."""
-    found = json.loads(tokenizer_json)
+def pre_tokenizer(tokenizer: Any) -> str | None:
+    """What llama.cpp calls the way in which a tokenizer cuts text before BPE, if it is one of those known here."""
+    if not tokenizer.is_fast:
+        return None
+    found = json.loads(tokenizer.backend_tokenizer.to_str())
     if found["model"]["type"] != "BPE" or found["normalizer"] or not found["pre_tokenizer"]:
         return None
     steps = found["pre_tokenizer"].get("pretokenizers", [found["pre_tokenizer"]])

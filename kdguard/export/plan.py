@@ -12,7 +12,7 @@ from kdguard.config import TuneConfig, resolve
 from kdguard.events import Events
 from kdguard.export import gguf, ollama
 from kdguard.export.merge import precision
-from kdguard.model.load import load_config, source
+from kdguard.model.load import load_config, load_tokenizer, source
 from kdguard.probes.packs import Probe
 from kdguard.questions import Asked, asked_in
 from kdguard.report import run as run_folder
@@ -98,7 +98,8 @@ def prepare(run: Run, wanted: Wanted, events: Events) -> Plan:
         if llama:
             llama.check(architecture, type_)
         elif wanted.kind == "gguf" or wanted.quantize:
-            raise gguf.missing(run.path, wanted.out, wanted.weights, source(config.model), type_)
+            pre = gguf.pre_tokenizer(load_tokenizer(config.model, config.revision))
+            raise gguf.missing(run.path, wanted.out, wanted.weights, source(config.model), type_, pre)
     if wanted.kind == "ollama":
         ollama.check(architecture, gguf=llama is not None, weights=wanted.weights)
     asked = asked_in(run, config, events)

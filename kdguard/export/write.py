@@ -94,7 +94,7 @@ def _merged(plan: Plan, folder: Path, done: Written) -> None:
 
 def _gguf(plan: Plan, folder: Path, file: Path) -> None:
     """A model folder as GGUF: what the converter cannot write itself is quantised from the base's own precision."""
-    pre = gguf.pre_tokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    pre = gguf.pre_tokenizer(plan.questions.renderer.tokenizer)
     direct = plan.type in gguf.BY_CONVERTER
     whole = file if direct else file.with_name("whole.gguf")
     plan.events.emit("phase", name="convert")
@@ -147,7 +147,7 @@ def _on_base(plan: Plan, out: Path, lora: Path) -> Iterator[asked.Asker]:
     folder = out / "base"
     folder.mkdir()
     try:
-        pre = gguf.pre_tokenizer((plan.base_folder() / "tokenizer.json").read_text(encoding="utf-8"))
+        pre = gguf.pre_tokenizer(plan.questions.renderer.tokenizer)
         plan.events.emit("phase", name="convert")
         plan.llama.convert(plan.base_folder(), folder / "base.gguf", plan.own_type, pre)
         questions = [*plan.old, *plan.new]
