@@ -93,11 +93,12 @@ def export(
         print_exported(console, finished, entry)
         if not entry["runtime"] and questions != 0:
             console.print(f"not asked   {TO_ASK}", markup=False, soft_wrap=True)
-        next_ = {
-            "ollama": f"ollama create NAME -f {out / 'Modelfile'}",
-            "gguf": f"llama-cli -m {next(iter(sorted(out.glob('*.gguf'))), out)}",
+        file = next(iter(sorted(out.glob("*.gguf"))), out)
+        typed = {
+            Kind.ollama: f"ollama create NAME -f {out / 'Modelfile'}",
+            Kind.gguf: f"llama-cli {'-m' if weights == Weights.merged else '-m BASE.gguf --lora'} {file}",
         }
-        console.print(f"next        {next_.get(to, f'kdguard ui {run}')}", markup=False, soft_wrap=True)
+        console.print(f"next        {typed.get(to, f'kdguard ui {run}')}", markup=False, soft_wrap=True)
     if limit is None:
         return
     if not entry["runtime"]:

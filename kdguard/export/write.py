@@ -65,14 +65,14 @@ def write(plan: Plan, out: Path) -> Written:
 
 
 def _merged(plan: Plan, folder: Path, done: Written) -> None:
-    """Merge into the base as it is published and, if it was quantised, into what that stands for; keep the better one.
+    """Merge into the weights that the adapter was trained on and, if those were quantised, into the base's own.
 
-    Better is what loses fewer of the tuned model's right answers, then what has more right ones.
+    Kept is what loses fewer of the tuned model's right answers, then what has more right ones, then the former.
     """
-    bits = "32" if plan.own_type == "f32" else "16"
-    ways = {f"the {bits}-bit base": "none"}
+    ways = {f"the {'32' if plan.own_type == 'f32' else '16'}-bit base": "none"}
     if plan.config.quant != "none":
-        ways[f"the dequantised {plan.config.quant.replace('bit', '-bit')} base"] = plan.config.quant
+        trained_on = {f"the dequantised {plan.config.quant.replace('bit', '-bit')} base": plan.config.quant}
+        ways = trained_on | ways if plan.old or plan.new else trained_on
     best: tuple[int, int] | None = None
     for onto, quant in ways.items():
         plan.events.emit("phase", name="merge")

@@ -20,7 +20,7 @@ def test_merged_is_the_dialled_model_and_the_report_gains_it(run, tmp_path):
     before = read_run(run)
     done, entry = exported(run, "--to", "merged", "--out", tmp_path / "merged", "--budget", "1%")
     assert done.returncode == 0, done.stderr
-    assert [each["onto"] for each in entry["tried"]] == ["the 16-bit base", "the dequantised 4-bit base"]
+    assert [each["onto"] for each in entry["tried"]] == ["the dequantised 4-bit base", "the 16-bit base"]
     chosen = next(each for each in entry["tried"] if each["onto"] == entry["onto"])
     assert chosen["lost"] == min(each["lost"] for each in entry["tried"]) == 0
     for what in ("probes", "new"):
