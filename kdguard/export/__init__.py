@@ -28,8 +28,9 @@ def export(run: Run, wanted: Wanted, events: Events) -> dict[str, Any]:
     beside = out.with_name(out.name + ".part")
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        beside.mkdir(parents=True)
-        written = write(plan, beside)
+        whole = beside / "whole"
+        whole.mkdir(parents=True)
+        written = write(plan, whole)
         answers: Answers = written.answers
         entry = {
             "to": wanted.kind,
@@ -43,10 +44,10 @@ def export(run: Run, wanted: Wanted, events: Events) -> dict[str, Any]:
             "strength": run.report["strength"],
             **figures(run, answers),
         }
-        write_whole(beside / "README.md", render("model_card.md", report=run.report, export=entry))
+        write_whole(whole / "README.md", render("model_card.md", report=run.report, export=entry))
         if out.exists():
             out.rmdir()
-        beside.rename(out)
+        whole.rename(out)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return add_export(run.path, entry, answers)

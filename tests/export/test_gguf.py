@@ -23,7 +23,7 @@ def test_a_way_of_cutting_text_has_llama_cpps_name_only_where_it_is_that_one():
     ("flags", "least"),
     [
         (["--to", "gguf"], 0.99),
-        (["--to", "ollama", "--quantize", "q8_0"], 0.97),
+        (["--to", "ollama", "--quantize", "q8_0"], 0.95),
         (["--to", "gguf", "--weights", "adapter"], 0.9),  # on the 16-bit base, not on the one it was trained on
     ],
 )
@@ -31,7 +31,8 @@ def test_it_answers_as_the_tuned_model(run, tmp_path, llama_cpp, flags, least):
     done, entry = exported(run, *flags, "--llama-cpp", llama_cpp, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert entry["runtime"].startswith("llama-cpp-python")
-    assert all(each["count"] >= least * each["n"] > 0 for each in entry["same"].values()), entry["same"]
+    same, n = (sum(each[key] for each in entry["same"].values()) for key in ("count", "n"))
+    assert same >= least * n > 100, entry["same"]
     (file,) = (tmp_path / "out").glob("*.gguf")
     assert file.name.startswith("run-") and json.dumps(entry["type"])[1:-1] in file.name
     if "ollama" in flags:
