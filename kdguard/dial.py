@@ -24,6 +24,7 @@ from kdguard.probes.watch import Allowance, Settled, split
 from kdguard.questions import asked_in
 from kdguard.report import run as run_folder
 from kdguard.report.build import outcome, write_pages, write_report
+from kdguard.report.exported import forget_exports
 from kdguard.report.figures import Pair, kept, pair
 from kdguard.report.run import Run, write_answers
 from kdguard.report.warn import ces_in
@@ -136,7 +137,7 @@ def dial(
     new_before = [each.before for each in run.new]
     ces = ces_in(run.path / run_folder.EVENTS)
     found = outcome(chosen.strength, chosen.probes, (new_before, chosen.new), moved, settled, config.goal, ces)
-    _write(run, chosen, {**run.report, **found}, events)
+    _write(run, chosen, {**forget_exports(run.path, run.report), **found}, events)
     return points, chosen
 
 

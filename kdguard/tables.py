@@ -17,7 +17,7 @@ from rich.table import Table
 from kdguard.probes.score import LEVELS, Answer
 from kdguard.report.compare import compare
 from kdguard.report.figures import Pair
-from kdguard.report.run import Run
+from kdguard.report.run import Run, read_exported, read_run
 from kdguard.report.why import in_words
 from kdguard.terminal import SHOWN, plain, warning_lines
 
@@ -35,6 +35,9 @@ def print_run(out: Console, run: Run, verdict: str) -> None:
         out.print(f"{told[0].upper()}{told[1:]}{by}.")
     if found := report.get("warnings"):
         out.print(warning_lines(found))
+    if any(each["runtime"] for each in report.get("exported", [])):
+        out.print()
+        out.print(export_table(report, report["exported"]))
     forgotten = [pair for pair in run.probes if pair.outcome == "forgotten"]
     if forgotten:
         out.print(answers_table("forgotten", forgotten))
@@ -70,6 +73,59 @@ def figures_table(reports: Sequence[tuple[str, dict[str, Any]]]) -> Table:
     return table
 
 
+def print_exported(out: Console, run: Run, entry: dict[str, Any]) -> None:
+    """An export beside the base and the tuned model, what it was merged into, and what it answers otherwise."""
+    for each in entry["tried"] if len(entry["tried"]) > 1 and entry["tried"][0]["n"] else ():
+        chosen = "[bold]" if each["onto"] == entry["onto"] else ""
+        lost = f"{each['lost']:,} of the tuned model's right answers lost"
+        out.print(
+            f"  {chosen}merged into {each['onto']}: {each['right']:,} of {each['n']:,} right, {lost}", soft_wrap=True
+        )
+    if entry["runtime"]:
+        out.print()
+        out.print(export_table(run.report, [entry]))
+        counts = [(entry["lost"][what], name) for what, name in (("probes", "old"), ("new", "new"))]
+        told = " and ".join(f"{count['count']:,} of {count['n']:,} {name} ones" for count, name in counts if count["n"])
+        out.print(f"Of the tuned model's right answers it lost {told}. Asked through {escape(entry['runtime'])}.")
+        exported = read_exported(run.path, read_run(run.path).report)
+        changed = [
+            Pair(pair.after, exported[pair.after.id])
+            for pair in [*run.probes, *run.new]
+            if pair.after.id in exported and exported[pair.after.id].answer != pair.after.answer
+        ]
+        if changed:
+            out.print(answers_table("answered otherwise", changed, ("tuned", "exported")))
+    out.print(f"\nexport      {escape(entry['path'])}", soft_wrap=True)
+
+
+def export_table(report: dict[str, Any], entries: Sequence[dict[str, Any]]) -> Table:
+    """A line each for the base, the tuned model and what was exported of it."""
+    table = Table(box=_box(), show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column("")
+    for name in ("learned", "kept", "forgotten", "gained", "word for word"):
+        table.add_column(name, justify="right", no_wrap=True)
+    known = report["kept"]["known"]
+    asked = report["learned"]["n"]
+    table.add_row("base", f"{report['learned']['before']:.1%}" if asked else "-", f"{known:,}/{known:,}", "-", "-", "-")
+    for name, found in [("tuned", report), *((_export_name(each), each) for each in entries if each["runtime"])]:
+        new, old, same = found["learned"], found["kept"], found.get("same")
+        n, count = (sum(each[key] for each in same.values()) for key in ("n", "count")) if same else (0, 0)
+        table.add_row(
+            escape(name),
+            f"{new['after']:.1%}" if new["n"] else "-",
+            f"{old['kept']:,}/{old['known']:,}",
+            "-" if old["forgetting"] is None else f"{old['forgetting']:.1%}",
+            f"{old['gained']:,}",
+            f"{count:,}/{n:,}" if same else "-",
+        )
+    return table
+
+
+def _export_name(entry: dict[str, Any]) -> str:
+    kind = {"merged": "", "adapter": " adapter" if entry["to"] != "adapter" else ""}[entry["weights"]]
+    return f"{entry['to']}{kind}" + (f", {entry['type']}" if entry["type"] else "")
+
+
 def dial_table(points: Sequence[dict[str, Any]], chosen: float | None) -> Table:
     """Learned and forgotten at each strength, as bars and shares."""
     table = Table(box=_box(), show_edge=False, pad_edge=False)
@@ -91,11 +147,11 @@ def dial_table(points: Sequence[dict[str, Any]], chosen: float | None) -> Table:
     return table
 
 
-def answers_table(title: str, pairs: Sequence[Pair]) -> Table:
-    """Questions with the base's and the tuned answers."""
+def answers_table(title: str, pairs: Sequence[Pair], names: tuple[str, str] = ("base", "tuned")) -> Table:
+    """Questions with both answers, the base's and the tuned model's unless `names` says otherwise."""
     all_known = all(pair.before.correct for pair in pairs)  # then the base's answer is the right one
     table = _answers(title, len(pairs))
-    for name in (*(() if all_known else ("right",)), "base", "tuned"):
+    for name in (*(() if all_known else ("right",)), *names):
         table.add_column(name, overflow="fold", ratio=1, max_width=40)
     for pair in _spread(pairs):
         right = () if all_known else (plain(pair.before.answers[0]),)

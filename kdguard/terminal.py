@@ -39,6 +39,12 @@ PHASES = {
     "ask new after": "asking the new questions",
     "ask watched after": "asking the watched questions",
     "report": "writing the report",
+    "merge": "merging the adapter into the base",
+    "convert": "converting with llama.cpp",
+    "quantise": "quantising with llama.cpp",
+    "load export": "loading the export",
+    "ask probes exported": "asking the export old questions",
+    "ask new exported": "asking the export the new questions",
     "ask the driver": "asking the GPU's driver",
     "try libraries": "trying torch and bitsandbytes",
     "look around": "looking at disks and the hub",
@@ -93,7 +99,7 @@ class Terminal:
             self.out.print("  stopping: a checkpoint is being saved; once more ends it without")
         elif kind == "answers":
             asked = {"probes": "old", "watched": "watched", "new": "new"}[event["of"]]
-            who = "base" if event["when"] == "before" else "tuned"
+            who = {"before": "base", "after": "tuned", "exported": "export"}[event["when"]]
             share = event["correct"] / max(event["n"], 1)
             self._end()
             self.out.print(f"  {who:5} answers {event['correct']:,} of {event['n']:,} {asked} questions ({share:.1%})")

@@ -94,6 +94,10 @@ class Renderer:
         """The ids after which the model answers `question`."""
         return self.ids([{"role": "user", "content": question}], prompt=True)
 
+    def prompt_text(self, messages: Sequence[dict[str, str]]) -> str:
+        """The text of a conversation up to the assistant's turn, for programs that tokenise it themselves."""
+        return self._text(messages, prompt=True)
+
     def user_prefix(self) -> list[int]:
         """The ids after which the model writes a user's turn itself (Magpie, arXiv 2406.08464); one at least."""
         text = self._text([{"role": "user", "content": _MARK}])

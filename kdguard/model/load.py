@@ -126,10 +126,12 @@ def load_base(
     tokenizer: PreTrainedTokenizerBase | None = None,
     embeddings: str = "cpu",
     trust_remote_code: bool = False,
+    spread: bool = False,
 ) -> Base:
     """Load a causal language model, frozen: NF4 with double quantisation, 8-bit, or as it is.
 
     embeddings: where a quantised model on a GPU has its table of input embeddings, if the head does not share it.
+    spread: keep in the computer's memory what the GPU has no room for; slow, and only for asking.
 
     Raises InputError when the model is not there or cannot be loaded, OutOfMemory when it does not fit by itself.
     """
@@ -145,7 +147,7 @@ def load_base(
             config=config,
             dtype=dtype,
             quantization_config=quantization(quant, dtype),
-            device_map={"": device()},
+            device_map="auto" if spread else {"": device()},
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
         )

@@ -40,9 +40,9 @@ def ask(
     temperature, codes: above 0, answers are sampled, by one code in [0, 1) a probe; see ArithmeticSampling.
     """
     prompts = [renderer.tokenizer(text)["input_ids"] for text in few_shot] or [
-        renderer.ids(probe.messages or [{"role": "user", "content": probe.text}], prompt=True) for probe in probes
+        renderer.ids(probe.asked, prompt=True) for probe in probes
     ]
-    room = [_room(renderer, probe, max_new_tokens) for probe in probes]
+    room = [room_for(renderer, probe, max_new_tokens) for probe in probes]
     order = sorted(range(len(prompts)), key=lambda i: (bool(probes[i].choices), room[i], len(prompts[i])))
     chosen = next((at for at, i in enumerate(order) if probes[i].choices), len(order))
     answers: dict[int, Answer] = {}
@@ -122,7 +122,7 @@ def pieces(renderer: Renderer, ids: Sequence[int], shares: Sequence[float]) -> t
     return tuple(pieces)
 
 
-def _room(renderer: Renderer, probe: Probe, least: int) -> int:
+def room_for(renderer: Renderer, probe: Probe, least: int = MAX_NEW_TOKENS) -> int:
     """New tokens for an answer, in powers of two so that probes share batches."""
     if not probe.messages:
         return least

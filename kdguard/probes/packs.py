@@ -34,6 +34,11 @@ class Probe:
         """The question as it is asked: with its choices, a line each."""
         return "\n- ".join((self.question, *self.choices))
 
+    @property
+    def asked(self) -> tuple[dict[str, str], ...]:
+        """The turns to answer."""
+        return self.messages or ({"role": "user", "content": self.text},)
+
 
 def shipped_packs() -> list[str]:
     """The names that mean a shipped pack, whatever lies in the working folder."""

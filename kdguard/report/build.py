@@ -143,9 +143,10 @@ def write_pages(out: Path, report: dict[str, Any]) -> None:
         config=config,
         found=found,
         reasons=in_words(found) if found else {},
+        exported=run_folder.read_exported(out, report),
         nearest={probe["id"]: probe["rows"] for probe in found["probes"]} if found else {},
     )
-    write_whole(out / run_folder.ADAPTER / "README.md", render("model_card.md", report=report))
+    write_whole(out / run_folder.ADAPTER / "README.md", render("model_card.md", report=report, export=None))
     write_whole(out / "report.html", html)
 
 

@@ -26,6 +26,7 @@ CHECKPOINTS = "checkpoints"
 REPORT = "report.json"
 DIAL = "dial.json"
 EXPLAIN = "explain.json"
+EXPORTED = "exported"
 LOCK = ".lock"
 
 
@@ -84,6 +85,13 @@ def read_explained(path: Path) -> dict[str, Any] | None:
         return json.loads(found.read_bytes()) if found.exists() else None
     except (OSError, ValueError, RecursionError):
         raise InputError(f"{found}: this file is damaged", f"kdguard explain {path}") from None
+
+
+def read_exported(path: Path, report: dict[str, Any]) -> dict[str, Answer]:
+    """The answers of the run's last export that was asked, by the question's id; none where there is no such export."""
+    asked = [each["answers"] for each in report.get("exported", []) if each["answers"]]
+    files = sorted((path / asked[-1]).glob("*.jsonl")) if asked else []
+    return {answer.id: answer for file in files for answer in read_answers(file)}
 
 
 def refuse_used(path: Path, hint: str) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kdguard.probes.answer import ArithmeticSampling, _room, ask, pieces
+from kdguard.probes.answer import ArithmeticSampling, ask, pieces, room_for
 from kdguard.probes.packs import Probe, load_probes
 
 
@@ -75,8 +75,8 @@ def test_a_long_lesson_gets_room_for_its_answer(demo, renderer):
     """A training answer longer than the room for answers could never count as learned."""
     text = "word " * 60
     lesson = Probe("row-1", "new", "q", (text,), messages=({"role": "user", "content": "q"},))
-    assert _room(renderer, lesson, 32) >= len(renderer.tokenizer(text)["input_ids"])
-    assert _room(renderer, Probe("a", "c", "q", (text,)), 32) == 32
+    assert room_for(renderer, lesson, 32) >= len(renderer.tokenizer(text)["input_ids"])
+    assert room_for(renderer, Probe("a", "c", "q", (text,)), 32) == 32
 
 
 def test_evenly_spaced_codes_spread_over_the_distribution():

@@ -1,0 +1,79 @@
+"""Exports in a run's report: how each answered, beside the base and the tuned model.
+
+An entry of the report's `exported`: `to`, `path`, `weights` (merged or adapter), `onto` (the base it was merged into),
+`tried` (how each such base answered), `type` (of GGUF), `llama_cpp`, `runtime` (what asked it, None if nothing did),
+`strength`, `learned` and `kept` (as in the report), `same` (answers that are the tuned model's word for word) and
+`lost` (right answers of the tuned model that it no longer gives), each {`probes`, `new`} of {`n`, `count`}.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kdguard.files import write_whole
+from kdguard.probes.score import Answer
+from kdguard.report import run as run_folder
+from kdguard.report.build import write_pages
+from kdguard.report.figures import Pair, kept, learned, pair
+from kdguard.report.run import Run, read_run, write_answers
+
+
+def figures(run: Run, answers: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
+    """The figures of an entry; each is None where nothing was asked."""
+    if not answers:
+        return dict.fromkeys(("learned", "kept", "same", "lost"))
+    tuned = {what: _beside(pairs, answers[what]) for what, pairs in (("probes", run.probes), ("new", run.new))}
+    before = {each.before.id: each.before for each in [*run.probes, *run.new]}
+    old = kept(pair([before[answer.id] for answer in answers["probes"]], answers["probes"]))
+    right = {what: [each for each in pairs if each.before.correct] for what, pairs in tuned.items()}
+    return {
+        "learned": asdict(learned([before[answer.id] for answer in answers["new"]], answers["new"])),
+        "kept": {**asdict(old), "told": old.told},
+        "same": {what: {"n": len(pairs), "count": _same(pairs)} for what, pairs in tuned.items()},
+        "lost": {
+            what: {"n": len(pairs), "count": sum(not each.after.correct for each in pairs)}
+            for what, pairs in right.items()
+        },
+    }
+
+
+def dropped(entry: Mapping[str, Any]) -> float:
+    """The larger of the shares of right answers, to old and to new questions, that the export has lost."""
+    shares = [each["count"] / each["n"] for each in (entry["lost"] or {}).values() if each["n"]]
+    return max(shares, default=0.0)
+
+
+def add_export(path: Path, entry: dict[str, Any], answers: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
+    """Enter an export into the report of the run at `path`, in the place of an earlier one at the same path."""
+    run = read_run(path)
+    others = [other for other in run.report.get("exported", []) if other["path"] != entry["path"]]
+    taken = {other["answers"] for other in others}
+    name = f"{entry['to']}-{Path(entry['path']).name}"
+    while f"{run_folder.EXPORTED}/{name}" in taken:
+        name += "+"
+    entry = {**entry, "answers": f"{run_folder.EXPORTED}/{name}" if answers else None}
+    for what, found in answers.items():
+        write_answers(path / run_folder.EXPORTED / name / f"{what}.jsonl", found)
+    report = {**run.report, "exported": [*others, entry]}
+    write_pages(path, report)
+    write_whole(path / run_folder.REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    return entry
+
+
+def forget_exports(path: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """The report of a run that has changed since, without its exports."""
+    shutil.rmtree(path / run_folder.EXPORTED, ignore_errors=True)
+    return {key: value for key, value in report.items() if key != "exported"}
+
+
+def _beside(pairs: Sequence[Pair], answers: Sequence[Answer]) -> list[Pair]:
+    """The tuned model's answers with the export's, where it was asked."""
+    tuned = {each.after.id: each.after for each in pairs}
+    return [Pair(tuned[answer.id], answer) for answer in answers]
+
+
+def _same(pairs: Sequence[Pair]) -> int:
+    return sum(each.before.answer == each.after.answer for each in pairs)
