@@ -14,7 +14,7 @@ from kdguard.events import Events
 from kdguard.files import write_whole
 from kdguard.guard.rehearsal import REHEARSAL, load_rows
 from kdguard.guard.teacher import drift
-from kdguard.model.fingerprint import refuse_other_base
+from kdguard.model.fingerprint import of_base, refuse_other_base
 from kdguard.model.load import load_base, load_tuned
 from kdguard.model.memory import at_once
 from kdguard.model.strength import scale_saved_adapter
@@ -92,7 +92,7 @@ def dial(
         tokenizer=renderer.tokenizer,
         trust_remote_code=config.trust_remote_code,
     )
-    refuse_other_base(run.path / run_folder.FINGERPRINT, base, events)
+    refuse_other_base(run.path / run_folder.FINGERPRINT, base.name, of_base(base), events)
     at_once.tell = events.leaner
     at_once.as_in(run.path / run_folder.EVENTS)
     rehearsed = run.path / run_folder.CHECKPOINTS / REHEARSAL

@@ -15,7 +15,7 @@ from kdguard.data.formats import Example
 from kdguard.errors import InputError
 from kdguard.events import Events
 from kdguard.files import write_jsonl, write_whole
-from kdguard.model.fingerprint import refuse_other_base
+from kdguard.model.fingerprint import of_base, refuse_other_base
 from kdguard.model.load import load_base, load_tuned
 from kdguard.model.memory import at_once
 from kdguard.probes.overlap import moved, overlap, states
@@ -62,7 +62,7 @@ def explain(run: Run, events: Events, *, control: bool = False, trust_remote_cod
         tokenizer=renderer.tokenizer,
         trust_remote_code=config.trust_remote_code,
     )
-    refuse_other_base(run.path / run_folder.FINGERPRINT, base, events)
+    refuse_other_base(run.path / run_folder.FINGERPRINT, base.name, of_base(base), events)
     at_once.tell = events.leaner
     if len(asking) > MAX_ROWS:
         asking = sorted(random.Random(config.seed).sample(asking, MAX_ROWS))

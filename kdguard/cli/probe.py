@@ -61,7 +61,7 @@ def ask(
         events.emit("phase", name="load")
 
         from kdguard.data.tokens import Renderer
-        from kdguard.model.fingerprint import refuse_other_base
+        from kdguard.model.fingerprint import of_base, refuse_other_base
         from kdguard.model.load import load_base, load_tuned, own_tokenizer
         from kdguard.model.memory import at_once
         from kdguard.probes.levels import grade
@@ -75,7 +75,7 @@ def ask(
             trust_remote_code=trust_remote_code,
         )
         if run:
-            refuse_other_base(run / FINGERPRINT, base, events)
+            refuse_other_base(run / FINGERPRINT, base.name, of_base(base), events)
             load_tuned(base, run / ADAPTER)
         at_once.tell = events.leaner
         events.emit("phase", name="grade")

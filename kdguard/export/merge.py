@@ -4,13 +4,14 @@ import shutil
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from kdguard.data.tokens import Renderer
 from kdguard.errors import InputError, OutOfMemory
+from kdguard.model.adapter import put_adapter, read_adapter
 from kdguard.model.empty import network
 from kdguard.model.load import load_config, quantization, source
 from kdguard.model.memory import ran_out
@@ -41,7 +42,7 @@ def merge(name: str, adapter: Path, *, quant: str = "none", revision: str | None
         )
         if quant != "none":
             model = model.dequantize(dtype)
-        return PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
+        return put_adapter(model, adapter).merge_and_unload(safe_merge=True)
     except (OSError, ValueError, RuntimeError, MemoryError, SafetensorError) as error:
         if ran_out(error):
             raise OutOfMemory(
@@ -70,7 +71,7 @@ def save_plain_adapter(name: str, adapter: Path, folder: Path, revision: str | N
     Ollama reads `lora_alpha` as a whole number, and llama.cpp knows neither rsLoRA nor an alpha of a layer's own.
     What else lies in the adapter's folder is taken along, such as a tokenizer of its own.
     """
-    config = PeftConfig.from_pretrained(adapter)
+    config = read_adapter(adapter)
     empty = network(load_config(name, revision), quant="none", dtype=torch.float32)
     factors = {
         f"{path}.lora_B.weight": module.scaling["default"] * module.r["default"] / config.r

@@ -12,6 +12,7 @@ from kdguard.config import TuneConfig, resolve
 from kdguard.events import Events
 from kdguard.export import gguf, ollama
 from kdguard.export.merge import precision
+from kdguard.model.fingerprint import of_files, refuse_other_base
 from kdguard.model.load import load_config, load_tokenizer, source
 from kdguard.probes.packs import Probe
 from kdguard.questions import Asked, asked_in
@@ -88,7 +89,7 @@ def prepare(run: Run, wanted: Wanted, events: Events) -> Plan:
     """Raises InputError for whatever would be in the way later."""
     run_folder.refuse_used(wanted.out, "give another --out")
     config = resolve({}, run.path / run_folder.CONFIG)
-    model = load_config(config.model, config.revision)
+    model = load_config(config.model, config.revision, trust_remote_code=config.trust_remote_code)
     architecture = (model.architectures or ["an unknown architecture"])[0]
     own_type = _TYPES[str(precision(config.model, config.revision)).removeprefix("torch.")]
     type_ = wanted.quantize or own_type
@@ -103,6 +104,8 @@ def prepare(run: Run, wanted: Wanted, events: Events) -> Plan:
     if wanted.kind == "ollama":
         ollama.check(architecture, gguf=llama is not None, weights=wanted.weights)
     asked = asked_in(run, config, events)
+    files = of_files(config.model, model, asked.renderer.tokenizer)
+    refuse_other_base(run.path / run_folder.FINGERPRINT, config.model, files, events)
     if wanted.kind == "ollama":
         ollama.template_of(asked.renderer)
     context = getattr(model.get_text_config(), "max_position_embeddings", None)

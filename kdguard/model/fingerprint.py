@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from kdguard import __version__
@@ -56,21 +56,25 @@ def fingerprint(config: TuneConfig, base: Base, rows: Rows) -> dict[str, str]:
 
 
 def of_base(base: Base) -> dict[str, str]:
-    """What an adapter was trained on: `weights`, `architecture`, `tokenizer`, `template` and `quant`.
+    """What an adapter was trained on: `of_files`, and `quant`."""
+    return {**of_files(base.name, base.model.config, base.tokenizer), "quant": _quant(base.model)}
+
+
+def of_files(name: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Of a base that need not be loaded: `weights`, `architecture`, `tokenizer` and `template`.
 
     The weights are sampled from the safetensors files, so it is the same on every device and in every quantisation.
     Where a hub's model has been converted elsewhere there are none beside its config, and `weights` is left out.
     """
-    folder = _folder(base)
+    folder = _folder(name, config)
     written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     shape = {key: value for key, value in written.items() if key not in _NOT_SHAPE}
     files = _weight_files(folder)
     return {
         **({"weights": _digest(_weights(files))} if files else {}),
         "architecture": _digest([shape]),
-        "tokenizer": _digest(_tokenizer(base.tokenizer)),
-        "template": _digest([base.tokenizer.chat_template]),
-        "quant": _quant(base.model),
+        "tokenizer": _digest(_tokenizer(tokenizer)),
+        "template": _digest([tokenizer.chat_template]),
     }
 
 
@@ -103,8 +107,8 @@ def read_fingerprint(path: Path) -> dict[str, str] | None:
         raise InputError(f"{path}: this file is damaged", "delete it to go on without comparing") from None
 
 
-def refuse_other_base(path: Path, base: Base, events: Events | None = None) -> None:
-    """Compare a loaded base with that of the run whose fingerprint is in the file `path`.
+def refuse_other_base(path: Path, name: str, base: Mapping[str, str], events: Events | None = None) -> None:
+    """Compare the base `name`, by `of_base` or `of_files`, with that of the run whose fingerprint is in `path`.
 
     Libraries of another version are worth a warning. Raises InputError for another base, tokenizer, chat template or
     quantisation, with which the adapter would answer what nobody trained it to.
@@ -112,9 +116,9 @@ def refuse_other_base(path: Path, base: Base, events: Events | None = None) -> N
     was = read_fingerprint(path)
     if was is None:
         return
-    if differs := changes(was, of_base(base)):
+    if differs := changes(was, base):
         raise InputError(
-            f"{base.name}: not what {path.parent} was trained on; other than then: {', '.join(differs)}",
+            f"{name}: not what {path.parent} was trained on; other than then: {', '.join(differs)}",
             f"put back what was there then, or tune anew: kdguard tune --config {path.parent / 'config.yaml'}",
         )
     if events and (differs := changes(was, versions())):
@@ -128,11 +132,11 @@ def _digest(parts: Iterable[Any]) -> str:
     return whole.hexdigest()
 
 
-def _folder(base: Base) -> Path:
-    name = source(base.name)
+def _folder(name: str, config: PretrainedConfig) -> Path:
+    name = source(name)
     if Path(name).is_dir():
         return Path(name)
-    commit = getattr(base.model.config, "_commit_hash", None)
+    commit = getattr(config, "_commit_hash", None)
     return Path(cached_file(name, "config.json", revision=commit, local_files_only=True)).parent
 
 

@@ -19,7 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from kdguard.data.tokens import Renderer
 from kdguard.errors import InputError
-from kdguard.model.fingerprint import refuse_other_base
+from kdguard.model.fingerprint import of_base, refuse_other_base
 from kdguard.model.load import Base, load_base, load_tuned, own_tokenizer
 from kdguard.probes.answer import Confidence, ends_of, generate, pieces, until
 from kdguard.probes.score import Answer
@@ -127,7 +127,7 @@ class Asker:
                 self._base = load_base(name, quant=quant, revision=revision, tokenizer=tokenizer)
                 self._key = keys[0]
             for stamp in wanted.keys() - self._names.keys():
-                refuse_other_base(wanted[stamp].path / FINGERPRINT, self._base)
+                refuse_other_base(wanted[stamp].path / FINGERPRINT, self._base.name, of_base(self._base))
                 name = f"run-{next(self._numbers)}"
                 self._base = replace(self._base, model=load_tuned(self._base, wanted[stamp].path / ADAPTER, name))
                 self._names[stamp] = name

@@ -18,6 +18,11 @@ from kdguard.model.fingerprint import changes, fingerprint, of_base, refuse_othe
 from kdguard.model.load import load_base
 
 
+def compare(path, folder) -> None:
+    base = load_base(str(folder), quant="none")
+    refuse_other_base(path, base.name, of_base(base))
+
+
 @pytest.fixture
 def folder(tiny, tmp_path):
     """A tiny model that a test may spoil."""
@@ -94,10 +99,10 @@ def test_another_base_is_refused_by_what_differs(folder, tmp_path, what):
     path = tmp_path / "run" / "fingerprint.json"
     path.parent.mkdir()
     path.write_text(json.dumps(of_base(load_base(str(folder), quant="none"))))
-    refuse_other_base(path, load_base(str(folder), quant="none"))
+    compare(path, folder)
     OTHER[what](folder)
     with pytest.raises(InputError) as caught:
-        refuse_other_base(path, load_base(str(folder), quant="none"))
+        compare(path, folder)
     assert caught.value.message.endswith(f"was trained on; other than then: {what}")
     assert str(path.parent / "config.yaml") in caught.value.hint
 
@@ -107,17 +112,17 @@ def test_a_library_of_another_version_is_noted_and_not_refused(folder, tmp_path)
     base = load_base(str(folder), quant="none")
     path.write_text(json.dumps({**of_base(base), "torch": "2.0.0", "unheard of": "1"}))
     told = []
-    refuse_other_base(path, base, Events(told.append))
+    refuse_other_base(path, base.name, of_base(base), Events(told.append))
     assert [event["event"] for event in told] == ["warning"]
     assert told[0]["what"].endswith(f"other versions: torch (2.0.0 then, {version('torch')} now)")
 
 
 def test_a_run_without_a_fingerprint_is_not_refused(folder, tmp_path):
     """Older runs have none."""
-    refuse_other_base(tmp_path / "none.json", load_base(str(folder), quant="none"))
+    compare(tmp_path / "none.json", folder)
     (tmp_path / "torn.json").write_text("{")
     with pytest.raises(InputError, match="damaged"):
-        refuse_other_base(tmp_path / "torn.json", load_base(str(folder), quant="none"))
+        compare(tmp_path / "torn.json", folder)
 
 
 def test_other_rows_and_other_settings_are_told(folder, tmp_path):
