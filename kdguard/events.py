@@ -22,11 +22,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kdguard.processes import is_main
+
 Event = dict[str, Any]
 
 
 class Events:
-    """Passes each event to its listeners, and appends it to `path` once there is one."""
+    """Passes each event to its listeners, and appends it to `path` once there is one; the main process does."""
 
     def __init__(self, *listeners: Callable[[Event], None]) -> None:
         self.listeners = list(listeners)
@@ -38,7 +40,7 @@ class Events:
         entry = {"event": event, "time": round(time.time(), 3), **values}
         if event == "phase":
             self.phase = values["name"]
-        if self.path is not None and (event != "progress" or self._due(**values)):
+        if self.path is not None and is_main() and (event != "progress" or self._due(**values)):
             _append(self.path, json.dumps(entry, ensure_ascii=False))
         for listener in self.listeners:
             listener(entry)

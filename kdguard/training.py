@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
+from kdguard import processes
 from kdguard.config import TuneConfig
+from kdguard.errors import InputError
 from kdguard.events import Event, Events, read_events
 from kdguard.guard.checkpoint import SafeTrainer
 from kdguard.guard.lean import CHECKPOINTING
@@ -28,12 +30,12 @@ SAVE_EVERY = 600  # seconds
 
 def training_arguments(config: TuneConfig, checkpoints: Path) -> TrainingArguments:
     on_gpu = device().type == "cuda"
-    micro = config.micro_batch_size or max(n for n in range(1, 5) if config.batch_size % n == 0)
+    micro = micro_batch_size(config)
     return TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=config.epochs,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=config.batch_size // micro,
+        gradient_accumulation_steps=config.batch_size // processes.count() // micro,
         learning_rate=config.lr,
         lr_scheduler_type="cosine",
         warmup_steps=0.03,
@@ -53,7 +55,27 @@ def training_arguments(config: TuneConfig, checkpoints: Path) -> TrainingArgumen
         label_names=["labels"],
         activation_checkpointing=on_gpu or config.offload,
         activation_checkpointing_kwargs=CHECKPOINTING,
+        ddp_timeout=int(processes.TIMEOUT.total_seconds()),
+        ddp_find_unused_parameters=False,  # every adapter is in every forward
     )
+
+
+def micro_batch_size(config: TuneConfig) -> int:
+    """Training rows that a process has in memory at once; of an optimiser step each process takes an equal share.
+
+    Raises InputError where the step cannot be shared like that.
+    """
+    n = processes.count()
+    share, rest = divmod(config.batch_size, n)
+    micro = config.micro_batch_size or max((size for size in range(1, 5) if share and share % size == 0), default=1)
+    if rest or share % micro:
+        step = n * (config.micro_batch_size or 1)
+        raise InputError(
+            f"{n} processes cannot share an optimiser step of {config.batch_size} rows"
+            + (f" by {micro} at once" if config.micro_batch_size else ""),
+            f"--batch-size {-(-config.batch_size // step) * step}, of all processes together",
+        )
+    return micro
 
 
 class Tell(TrainerCallback):
@@ -97,7 +119,9 @@ class Sample(TrainerCallback):
         self.new = rng.sample(new, min(SAMPLED_NEW, len(new)))
 
     def on_train_begin(self, args, state, control, **kwargs):
-        past = {event["step"] for event in read_events(self.events.path) if event["event"] == "sampled"}
+        past = processes.by_main(
+            lambda: {event["step"] for event in read_events(self.events.path) if event["event"] == "sampled"}
+        )
         if state.global_step and state.global_step not in past:
             self.on_epoch_end(args, state, control)  # which a stop may have come before
 
@@ -164,9 +188,10 @@ class Stops:
     def during(self, trainer: SafeTrainer, tell: Callable[[], None]) -> Iterator[None]:
         """While `trainer` trains: an optimiser's step is held, and before it ends the last whole one is saved.
 
-        tell: called before that.
+        tell: called before that. Several processes save together: they stop after the same step and nowhere else.
         """
         trainer.add_callback(_Hold(self))
+        self.held = processes.count() > 1
         try:
             yield
         except KeyboardInterrupt:
@@ -191,8 +216,10 @@ class _Hold(TrainerCallback):
         self.stops.held = True
 
     def on_step_end(self, args, state, control, **kwargs):
+        self.stops.asked = max(processes.gathered(self.stops.asked))
         self.stops.held = False
         self.stops.check()
+        self.stops.held = processes.count() > 1
 
 
 class SaveByTime(TrainerCallback):
@@ -205,7 +232,7 @@ class SaveByTime(TrainerCallback):
         self.saved = time.monotonic()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if time.monotonic() - self.saved > SAVE_EVERY:
+        if any(processes.gathered(time.monotonic() - self.saved > SAVE_EVERY)):
             control.should_save = True
 
 

@@ -104,8 +104,8 @@ class MixedBatchSampler(Sampler[list[int]]):
     def _split(self, rows: list[int]) -> list[list[int]]:
         """The micro-batches of a step, of all processes."""
         micro_batches = self._micro_batches(sum(row < self.rows for row in rows)) * self.processes
-        # The last step of many processes: none goes empty.
-        rows = list(itertools.islice(itertools.cycle(rows), max(len(rows), micro_batches)))
+        # The last step of many processes: none goes empty, and each row counts as much as any other.
+        rows = rows * -(-micro_batches // len(rows))
         if not self.packing:
             cuts = [len(rows) * i // micro_batches for i in range(micro_batches + 1)]
             return [rows[i:j] for i, j in itertools.pairwise(cuts)]

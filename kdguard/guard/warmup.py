@@ -18,6 +18,7 @@ from kdguard.errors import KdguardError
 from kdguard.guard.teacher import Guard, take_snapshot
 from kdguard.guard.trainer import GuardedTrainer
 from kdguard.model.load import save_adapter
+from kdguard.processes import by_main
 
 NAME = "teacher"
 
@@ -39,7 +40,7 @@ def warm_up(
     collate, how: what else GuardedTrainer takes.
     """
     kept = Path(arguments.output_dir) / "warm-up"
-    if resume and kept.exists():
+    if by_main(lambda: resume and kept.exists()):
         model.load_adapter(kept / NAME, NAME)
         model.load_adapter(kept / NAME, model.active_adapter, is_trainable=True)
         return NAME

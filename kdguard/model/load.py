@@ -29,6 +29,7 @@ from kdguard.errors import InputError, OutOfMemory
 from kdguard.files import writing_folder
 from kdguard.model.embedding import LookedUp, free_embeddings
 from kdguard.model.memory import ran_out
+from kdguard.processes import by_main
 
 
 @dataclass
@@ -46,7 +47,8 @@ class Base:
 
 
 def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """This process's GPU, or the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def compute_dtype() -> torch.dtype:
@@ -255,10 +257,15 @@ def add_adapter(base: Base, *, rank: int, layers: str = "all", upper_half: bool 
 def save_adapter(model: PeftModel, folder: Path, adapter: str | None = None) -> None:
     """Save one adapter, the active one by default, in PEFT's format; `folder` is replaced as a whole.
 
-    PEFT puts an adapter that is not named `default` into a folder of its name within.
+    PEFT puts an adapter that is not named `default` into a folder of its name within. Of several processes all have to
+    call it, and the main one writes.
     """
-    with writing_folder(folder) as beside:
-        model.save_pretrained(beside, selected_adapters=[adapter or model.active_adapter])
+
+    def write() -> None:
+        with writing_folder(folder) as beside:
+            model.save_pretrained(beside, selected_adapters=[adapter or model.active_adapter])
+
+    by_main(write)
 
 
 def default_lr(model: PreTrainedModel, goal: str = "facts") -> float:
