@@ -204,7 +204,7 @@ class Stops:
 
 
 class _Hold(TrainerCallback):
-    """Holds stops from before an optimiser's step until it is counted."""
+    """Holds stops from before an optimiser's step until it is counted and its loss is told."""
 
     def __init__(self, stops: Stops) -> None:
         self.stops = stops
@@ -215,7 +215,7 @@ class _Hold(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.stops.held = True
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_log(self, args, state, control, **kwargs):
         self.stops.asked = max(processes.gathered(self.stops.asked))
         self.stops.held = False
         self.stops.check()

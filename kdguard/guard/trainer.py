@@ -183,13 +183,16 @@ class GuardedTrainer(LeanTrainer):
         self.add_callback(_AdapterMoves(self.accelerator))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        finished = False
+        finished = stopped = False
         try:
             result = super().train(resume_from_checkpoint, *args, **kwargs)
             finished = self.state.global_step >= self.state.max_steps
             return result
+        except KeyboardInterrupt:
+            stopped = True  # a checkpoint of the last step is still to come, and tells which states there are
+            raise
         finally:
-            if self.kept:
+            if self.kept and not stopped:
                 self.kept.close(finished=finished)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
