@@ -63,19 +63,16 @@ def training_arguments(config: TuneConfig, checkpoints: Path) -> TrainingArgumen
 def micro_batch_size(config: TuneConfig) -> int:
     """Training rows that a process has in memory at once; of an optimiser step each process takes an equal share.
 
-    Raises InputError where the step cannot be shared like that.
+    Raises InputError where there is no such share.
     """
     n = processes.count()
     share, rest = divmod(config.batch_size, n)
-    micro = config.micro_batch_size or max((size for size in range(1, 5) if share and share % size == 0), default=1)
-    if rest or share % micro:
-        step = n * (config.micro_batch_size or 1)
+    if rest:
         raise InputError(
-            f"{n} processes cannot share an optimiser step of {config.batch_size} rows"
-            + (f" by {micro} at once" if config.micro_batch_size else ""),
-            f"--batch-size {-(-config.batch_size // step) * step}, of all processes together",
+            f"{n} processes cannot share an optimiser step of {config.batch_size} rows evenly",
+            f"--batch-size {n * (share + 1)}: it counts the rows of all processes",
         )
-    return micro
+    return max(size for size in range(1, (config.micro_batch_size or 4) + 1) if share % size == 0)
 
 
 class Tell(TrainerCallback):
@@ -151,6 +148,7 @@ class Stops:
 
     def __init__(self) -> None:
         self.asked = 0
+        self.heard = False  # by this process itself, and not from another one
         self.held = False
 
     def __enter__(self) -> "Stops":
@@ -173,9 +171,9 @@ class Stops:
             self._unraisable(lost)
 
     def _hear(self, number: int, frame: object) -> None:
-        if self.asked:
+        if self.heard:
             os._exit(128 + number)
-        self.asked = number
+        self.asked, self.heard = number, True
         if not self.held:
             self.check()
 

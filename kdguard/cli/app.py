@@ -67,7 +67,7 @@ def listening(as_json: bool, model: str) -> Iterator[Events]:
     from kdguard.terminal import Terminal, console, err
 
     in_hub = model != "demo" and not Path(model).is_dir()
-    quiet_libraries(show_downloads=in_hub)
+    quiet_libraries(show_downloads=in_hub and processes.is_main())
     terminal = Terminal(err if as_json else console, show_load=not in_hub)
     try:
         yield Events(*[terminal] if processes.is_main() else [])

@@ -104,7 +104,7 @@ def tune(
     with listening(as_json, resolved.model) as events:
         from kdguard import tune as story
 
-        with _how_to_go_on(events, may_shorten=not resolved.shorten):
+        with _how_to_go_on(events, may_shorten=not resolved.shorten and processes.count() == 1):
             report = story.tune(resolved, events, resume=resume, allow_changes=allow_changes, dry_run=dry_run)
             if events.path:  # not of a dry run
                 runs = [events.path.parent]
@@ -133,12 +133,13 @@ def _how_to_go_on(events: Events, *, may_shorten: bool = False) -> Iterator[None
     try:
         yield
     except KeyboardInterrupt as stop:
-        by = "SIGTERM" if stop.args == (signal.SIGTERM,) else "Ctrl-C"
+        number = next(iter(stop.args), signal.SIGINT)
+        by = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
         if events.path:
             fail(INTERRUPTED, f"stopped by {by}", f"{go_on} --out {events.path.parent}")
         else:
             fail(INTERRUPTED, f"stopped by {by}; nothing was written", "")
-        raise
+        raise typer.Exit(128 + number) from None  # of any KeyboardInterrupt typer makes 130
     except OutOfMemory as error:
         if events.path is None or events.phase not in ("warm up", "train") or not may_shorten:
             raise
