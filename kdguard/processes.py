@@ -22,6 +22,11 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def sharded() -> bool:
+    """Whether the launcher was told to spread weights over the processes, by FSDP or DeepSpeed."""
+    return any(os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() == "true" for engine in ("FSDP", "DEEPSPEED"))
+
+
 def join() -> None:
     """Connect the processes, each with a GPU of its own where there is one, before anything is loaded."""
     if count() > 1:
@@ -36,7 +41,10 @@ def leave() -> None:
     if count() > 1:
         from accelerate import PartialState
 
-        PartialState().destroy_process_group()
+        state = PartialState()
+        state.wait_for_everyone()
+        if state.device.type == "cuda":  # NCCL wants it; gloo, on a CPU, at times aborts the process
+            state.destroy_process_group()
 
 
 def by_main(work: Callable[[], T]) -> T:

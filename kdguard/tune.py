@@ -45,6 +45,7 @@ from kdguard.model.load import (
 )
 from kdguard.model.memory import at_once
 from kdguard.model.packing import keeps_rows_apart
+from kdguard.model.sharded import whole
 from kdguard.probes.answer import ask
 from kdguard.probes.levels import grade
 from kdguard.probes.packs import Probe, load_probes
@@ -96,6 +97,11 @@ def tune(
         events.listeners.append(stops.check)
         processes.join()
         micro_batch_size(config)
+        if processes.sharded() and (config.budget is not None or config.teacher == "warmup"):
+            raise InputError(
+                "--budget and --teacher warmup change the adapter as a whole, which FSDP and DeepSpeed spread",
+                "leave them out, or let every process hold all weights: examples/accelerate/ddp.yaml",
+            )
         out = config.out or by_main(lambda: default_out(config))
 
         def begin() -> None:
@@ -135,7 +141,8 @@ def _tune(
         tokenizer=tokenizer,
         embeddings=config.embeddings,
     )
-    config = config.model_copy(update={"lr": config.lr or default_lr(base.model, config.goal)})
+    model: Any = base.model  # until it has an adapter
+    config = config.model_copy(update={"lr": config.lr or default_lr(model, config.goal)})
     new = new_questions(rows, config)
     longest = int(rows.lengths.max())
     packing = None
@@ -185,7 +192,8 @@ def _tune(
     events.emit("process", pid=os.getpid(), host=platform.node())
 
     def asked(questions: Sequence[Probe], **how: Any) -> list[Answer]:
-        return agreed(ask(base.model, renderer, questions, **how))
+        with whole(model):
+            return agreed(ask(model, renderer, questions, **how))
 
     def right(questions: Sequence[Probe]) -> set[str]:
         return {answer.id for answer in asked(questions) if answer.correct}
@@ -280,6 +288,8 @@ def _tune(
         events.emit("phase", name="settle")
         settled = settle(model, keeper, trainer.state.global_step, lambda: len(right(new)))
 
+    with whole(model):
+        drifted = drift(model, for_drift, padded)
     probes_after, new_after = answers("probes", "after", scored), answers("new", "after", new)
     if watched:
         answers("watched", "after", watched)
@@ -289,7 +299,7 @@ def _tune(
         settled=settled,
         probes=(probes_before, probes_after),
         new=(new_before, new_after),
-        drift=drift(model, for_drift, padded),
+        drift=drifted,
         cost={
             "steps": trainer.state.global_step,
             "tokens": plan["tokens"] * config.epochs,

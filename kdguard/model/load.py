@@ -29,7 +29,8 @@ from kdguard.errors import InputError, OutOfMemory
 from kdguard.files import writing_folder
 from kdguard.model.embedding import LookedUp, free_embeddings
 from kdguard.model.memory import ran_out
-from kdguard.processes import by_main
+from kdguard.model.sharded import adapter_weights
+from kdguard.processes import by_main, sharded
 
 
 @dataclass
@@ -66,6 +67,7 @@ def quantization(quant: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=dtype if sharded() else torch.uint8,  # of the type that is sharded with the rest
         ),
         "8bit": BitsAndBytesConfig(load_in_8bit=True),
         "none": None,
@@ -261,9 +263,11 @@ def save_adapter(model: PeftModel, folder: Path, adapter: str | None = None) -> 
     call it, and the main one writes.
     """
 
+    weights = adapter_weights(model)
+
     def write() -> None:
         with writing_folder(folder) as beside:
-            model.save_pretrained(beside, selected_adapters=[adapter or model.active_adapter])
+            model.save_pretrained(beside, selected_adapters=[adapter or model.active_adapter], state_dict=weights)
 
     by_main(write)
 
