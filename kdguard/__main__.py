@@ -7,6 +7,7 @@ import typer
 
 from kdguard.cli import INTERRUPTED, app, fail
 from kdguard.errors import KdguardError
+from kdguard.processes import first_to_fail
 
 
 def main() -> None:
@@ -37,8 +38,10 @@ def main() -> None:
                 "the GPU ran out of memory",
                 "close what else uses it; a smaller --rank, --max-length or model: kdguard presets",
             )
-        else:
+        elif first_to_fail():
             raise
+        else:
+            code = 1
     sys.exit(code)
 
 

@@ -85,9 +85,11 @@ class TuneConfig(BaseModel):
     lr: float | None = Field(
         None, gt=0, description="peak learning rate; warm-up 3 %, then cosine to 0 [default: by the model's width]"
     )
-    batch_size: int = Field(16, ge=1, description="training rows per optimiser step")
+    batch_size: int = Field(16, ge=1, description="training rows per optimiser step, of all processes")
     micro_batch_size: int | None = Field(
-        None, ge=1, description="training rows in memory at once [default: the largest divisor of the batch up to 4]"
+        None,
+        ge=1,
+        description="training rows in a process's memory at once [default: the largest divisor of its share up to 4]",
     )
     packing: bool = Field(
         True,

@@ -24,6 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kdguard.processes import is_main
+
 Event = dict[str, Any]
 
 _WORD, _COUNT, _NUMBER = str, int, int | float
@@ -41,7 +43,7 @@ _HELD: dict[str, dict[str, Any]] = {
 
 
 class Events:
-    """Passes each event to its listeners, and appends it to `path` once there is one."""
+    """Passes each event to its listeners, and appends it to `path` once there is one; the main process does."""
 
     def __init__(self, *listeners: Callable[[Event], None]) -> None:
         self.listeners = list(listeners)
@@ -56,9 +58,10 @@ class Events:
             self.phase = values["name"]
         if self.path is None and event == "warning":
             self._early.append(entry)
-        while self.path is not None and self._early:
+        writes = self.path is not None and is_main()
+        while writes and self._early:
             _append(self.path, json.dumps(self._early.pop(0), ensure_ascii=False))
-        if self.path is not None and (event != "progress" or self._due(**values)):
+        if writes and (event != "progress" or self._due(**values)):
             _append(self.path, json.dumps(entry, ensure_ascii=False))
         for listener in self.listeners:
             listener(entry)

@@ -129,7 +129,8 @@ def plan_table(plan: dict[str, Any]) -> Table:
     config = plan["config"]
     table = Table.grid(padding=(0, 2))
     rows = {
-        "model": f"{plan['model']}, {plan['parameters'] / 1e6:,.1f} M parameters, {plan['quant']} on {plan['device']}",
+        "model": f"{plan['model']}, {plan['parameters'] / 1e6:,.1f} M parameters, {plan['quant']} on {plan['device']}"
+        + (f" in each of {plan['processes']} processes" if plan["processes"] > 1 else ""),
         "data": f"{', '.join(config['data'])}: {plan['rows']:,} rows of {plan['format']}, {plan['tokens']:,} tokens, "
         f"{plan['target_tokens']:,} of them targets",
         "lengths": in_words(plan["lengths"])

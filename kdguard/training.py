@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
+from kdguard import processes
 from kdguard.config import TuneConfig
+from kdguard.errors import InputError
 from kdguard.events import Event, Events, read_events
 from kdguard.guard.checkpoint import SafeTrainer
 from kdguard.guard.lean import CHECKPOINTING
@@ -28,12 +30,12 @@ SAVE_EVERY = 600  # seconds
 
 def training_arguments(config: TuneConfig, checkpoints: Path) -> TrainingArguments:
     on_gpu = device().type == "cuda"
-    micro = config.micro_batch_size or max(n for n in range(1, 5) if config.batch_size % n == 0)
+    micro = micro_batch_size(config)
     return TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=config.epochs,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=config.batch_size // micro,
+        gradient_accumulation_steps=config.batch_size // processes.count() // micro,
         learning_rate=config.lr,
         lr_scheduler_type="cosine",
         warmup_steps=0.03,
@@ -53,7 +55,24 @@ def training_arguments(config: TuneConfig, checkpoints: Path) -> TrainingArgumen
         label_names=["labels"],
         activation_checkpointing=on_gpu or config.offload,
         activation_checkpointing_kwargs=CHECKPOINTING,
+        ddp_timeout=int(processes.TIMEOUT.total_seconds()),
+        ddp_find_unused_parameters=False,  # every adapter is in every forward
     )
+
+
+def micro_batch_size(config: TuneConfig) -> int:
+    """Training rows that a process has in memory at once; of an optimiser step each process takes an equal share.
+
+    Raises InputError where there is no such share.
+    """
+    n = processes.count()
+    share, rest = divmod(config.batch_size, n)
+    if rest:
+        raise InputError(
+            f"{n} processes cannot share an optimiser step of {config.batch_size} rows evenly",
+            f"--batch-size {n * (share + 1)}: it counts the rows of all processes",
+        )
+    return max(size for size in range(1, (config.micro_batch_size or 4) + 1) if share % size == 0)
 
 
 class Tell(TrainerCallback):
@@ -97,7 +116,9 @@ class Sample(TrainerCallback):
         self.new = rng.sample(new, min(SAMPLED_NEW, len(new)))
 
     def on_train_begin(self, args, state, control, **kwargs):
-        past = {event["step"] for event in read_events(self.events.path) if event["event"] == "sampled"}
+        past = processes.by_main(
+            lambda: {event["step"] for event in read_events(self.events.path) if event["event"] == "sampled"}
+        )
         if state.global_step and state.global_step not in past:
             self.on_epoch_end(args, state, control)  # which a stop may have come before
 
@@ -127,6 +148,7 @@ class Stops:
 
     def __init__(self) -> None:
         self.asked = 0
+        self.heard = False  # by this process itself, and not from another one
         self.held = False
 
     def __enter__(self) -> "Stops":
@@ -149,9 +171,9 @@ class Stops:
             self._unraisable(lost)
 
     def _hear(self, number: int, frame: object) -> None:
-        if self.asked:
+        if self.heard:
             os._exit(128 + number)
-        self.asked = number
+        self.asked, self.heard = number, True
         if not self.held:
             self.check()
 
@@ -164,9 +186,10 @@ class Stops:
     def during(self, trainer: SafeTrainer, tell: Callable[[], None]) -> Iterator[None]:
         """While `trainer` trains: an optimiser's step is held, and before it ends the last whole one is saved.
 
-        tell: called before that.
+        tell: called before that. Several processes save together: they stop after the same step and nowhere else.
         """
         trainer.add_callback(_Hold(self))
+        self.held = processes.count() > 1
         try:
             yield
         except KeyboardInterrupt:
@@ -179,7 +202,7 @@ class Stops:
 
 
 class _Hold(TrainerCallback):
-    """Holds stops from before an optimiser's step until it is counted."""
+    """Holds stops from before an optimiser's step until it is counted and its loss is told."""
 
     def __init__(self, stops: Stops) -> None:
         self.stops = stops
@@ -190,9 +213,11 @@ class _Hold(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.stops.held = True
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_log(self, args, state, control, **kwargs):
+        self.stops.asked = max(processes.gathered(self.stops.asked))
         self.stops.held = False
         self.stops.check()
+        self.stops.held = processes.count() > 1
 
 
 class SaveByTime(TrainerCallback):
@@ -205,7 +230,7 @@ class SaveByTime(TrainerCallback):
         self.saved = time.monotonic()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if time.monotonic() - self.saved > SAVE_EVERY:
+        if any(processes.gathered(time.monotonic() - self.saved > SAVE_EVERY)):
             control.should_save = True
 
 

@@ -6,6 +6,7 @@ import platform
 import re
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
+from kdguard import processes
 from kdguard.config import TuneConfig
 from kdguard.data.batches import Collator, pack
 from kdguard.data.check import lengths
@@ -45,16 +47,26 @@ from kdguard.model.load import (
 )
 from kdguard.model.memory import at_once
 from kdguard.model.packing import keeps_rows_apart
+from kdguard.model.sharded import whole
 from kdguard.probes.answer import ask
 from kdguard.probes.levels import grade
 from kdguard.probes.packs import Probe, load_probes
 from kdguard.probes.score import Answer
 from kdguard.probes.watch import Allowance, split
+from kdguard.processes import agreed, by_main
 from kdguard.questions import new_questions, read_data, row_of
 from kdguard.report import run as run_folder
 from kdguard.report.build import build_report, write_report
 from kdguard.report.warn import ces_in, few_known
-from kdguard.training import Sample, SaveByTime, Stops, Tell, trained_before, training_arguments
+from kdguard.training import (
+    Sample,
+    SaveByTime,
+    Stops,
+    Tell,
+    micro_batch_size,
+    trained_before,
+    training_arguments,
+)
 
 MAX_REHEARSAL = 8192  # rehearsal rows written by the base; more passes walk through them again
 MAX_REHEARSAL_TOKENS = 256  # a rehearsal row's question and answer each; never longer than the longest training row
@@ -78,17 +90,31 @@ def tune(
 
     Raises InputError for anything wrong with the input, KdguardError for a run that fails, and
     KeyboardInterrupt, with the signal's number, after a checkpoint was saved.
+
+    Several processes, each called with the same, all load, ask and train, for with sharded weights a forward takes all
+    of them; what the main one found is what counts, and it alone writes.
     """
     if not config.data:
         raise InputError("no training data was named", "kdguard tune DATA")
-    out = config.out or default_out(config)
     with Stops() as stops, ExitStack() as locked:
         events.listeners.append(stops.check)
-        if resume:
-            locked.enter_context(run_folder.at_work(out))
-            run_folder.unfinished_config(out)
-        else:
-            run_folder.refuse_used(out, USED)
+        processes.join()
+        micro_batch_size(config)
+        if processes.sharded() and (config.budget is not None or config.teacher == "warmup"):
+            raise InputError(
+                "--budget and --teacher warmup change the adapter as a whole, which FSDP and DeepSpeed spread",
+                "leave them out, or let every process hold all weights: examples/accelerate/ddp.yaml",
+            )
+        out = config.out or by_main(lambda: default_out(config))
+
+        def begin() -> None:
+            if resume:
+                locked.enter_context(run_folder.at_work(out))
+                run_folder.unfinished_config(out)
+            else:
+                run_folder.refuse_used(out, USED)
+
+        by_main(begin)
         how = {"resume": resume, "allow_changes": allow_changes, "dry_run": dry_run, "same_base": same_base}
         return _tune(config.model_copy(update={"out": out}), events, stops, locked, **how)
 
@@ -109,7 +135,7 @@ def _tune(
     watched, scored = split(probes, config.seed, config.budget) if config.budget is not None else ([], probes)
     tokenizer = load_tokenizer(config.model, config.revision, trust_remote_code=config.trust_remote_code)
     renderer = Renderer(tokenizer)
-    rows = read_data(config, renderer, events)
+    rows = processes.main_first(lambda: read_data(config, renderer, events))
     if device().type == "cuda":
         for what in others(uuid()):
             events.emit("warning", what=f"{what}: end it, or the run may run out of memory or be slow")
@@ -122,7 +148,8 @@ def _tune(
         embeddings=config.embeddings,
         trust_remote_code=config.trust_remote_code,
     )
-    config = config.model_copy(update={"lr": config.lr or default_lr(base.model, config.goal)})
+    model: Any = base.model  # until it has an adapter
+    config = config.model_copy(update={"lr": config.lr or default_lr(model, config.goal)})
     new = new_questions(rows, config)
     longest = int(rows.lengths.max())
     packing = None
@@ -131,7 +158,8 @@ def _tune(
     plan = {
         "model": config.model,
         "parameters": base.parameters,
-        "device": str(device()),
+        "device": device().type,
+        "processes": processes.count(),
         "quant": config.quant,
         "template": "ChatML" if tokenizer.chat_template.endswith(CHATML) else "the tokenizer's own",
         "format": ", ".join(rows.formats),
@@ -153,40 +181,55 @@ def _tune(
     if dry_run:
         return {"plan": plan, "config": config.model_dump(mode="json")}
 
-    now = fingerprint(config, base, rows)
-    if resume and not allow_changes:
-        _refuse_changes(out, now)
+    def begin() -> None:
+        now = fingerprint(config, base, rows)
+        if resume and not allow_changes:
+            _refuse_changes(out, now)
+        if not resume:
+            locked.enter_context(run_folder.at_work(out))
+            run_folder.refuse_used(out, USED)  # by one that has come and gone since
+        if not resume or allow_changes or config.shorten:  # which may have been said only now
+            write_whole(out / run_folder.FINGERPRINT, json.dumps(now, indent=1) + "\n")
+            write_whole(out / run_folder.CONFIG, config.to_yaml())
+
+    by_main(begin)
     checkpoints = out / run_folder.CHECKPOINTS
-    if not resume:
-        locked.enter_context(run_folder.at_work(out))
-        run_folder.refuse_used(out, USED)  # by one that has come and gone since
-    if not resume or allow_changes or config.shorten:  # which may have been said only now
-        write_whole(out / run_folder.FINGERPRINT, json.dumps(now, indent=1) + "\n")
-        write_whole(out / run_folder.CONFIG, config.to_yaml())
     events.path = out / run_folder.EVENTS
     past = trained_before(read_events(events.path))
     events.emit("process", pid=os.getpid(), host=platform.node())
 
+    def asked(questions: Sequence[Probe], **how: Any) -> list[Answer]:
+        with whole(model):
+            return agreed(ask(model, renderer, questions, **how))
+
+    def right(questions: Sequence[Probe]) -> set[str]:
+        return {answer.id for answer in asked(questions) if answer.correct}
+
     def answers(folder: str, when: str, questions: list[Probe]) -> list[Answer]:
         path = out / folder / f"{when}.jsonl"
-        if not questions:  # plain text asks none
-            run_folder.write_answers(path, [])
-            return []
-        if resume and path.exists():
+
+        def found_before() -> list[Answer] | None:
+            if not resume or not path.exists():
+                return None
             found = run_folder.read_answers(path)
-            asked = [(question.id, question.question, question.answers) for question in questions]
-            if [(answer.id, answer.question, answer.answers) for answer in found] == asked:
-                return found
+            of = [(question.id, question.question, question.answers) for question in questions]
+            return found if [(answer.id, answer.question, answer.answers) for answer in found] == of else None
+
+        if not questions:  # plain text asks none
+            by_main(lambda: run_folder.write_answers(path, []))
+            return []
+        if found := by_main(found_before):
+            return found
         if same_base and when == "before":
-            found = run_folder.read_answers(same_base / folder / path.name)
+            found = by_main(lambda: run_folder.read_answers(same_base / folder / path.name))
         else:
             phase = f"ask {folder} {when}"
             events.emit("phase", name=phase)
-            found = ask(base.model, renderer, questions, progress=events.progress(phase))
+            found = asked(questions, progress=events.progress(phase))
             if (folder, when) == ("probes", "before") and config.prompts > 1:
                 events.emit("phase", name="grade")
-                found = graded(found, questions, base.model, renderer, config, events)
-        run_folder.write_answers(path, found)
+                found = agreed(graded(found, questions, base.model, renderer, config, events))
+        by_main(lambda: run_folder.write_answers(path, found))
         events.emit("answers", when=when, of=folder, n=len(found), correct=sum(answer.correct for answer in found))
         return found
 
@@ -232,15 +275,13 @@ def _tune(
     )
     trainer.remove_callback(PrinterCallback)
     known_probes = [probe for probe, answer in zip(scored, probes_before, strict=True) if answer.correct]
-    trainer.add_callback(
-        Sample(events, known_probes, new, config.seed, lambda questions: ask(model, renderer, questions))
-    )
+    trainer.add_callback(Sample(events, known_probes, new, config.seed, asked))
     keeper = None
     if config.budget is not None:
         known = {answer.id for answer in watched_before if answer.correct}
         keeper = BudgetKeeper(
             guard,
-            lambda: sum(not now.correct for now in ask(model, renderer, watched) if now.id in known),
+            lambda: len(known - right(watched)),
             Allowance(config.budget, len(known)),
             checkpoints,
             events,
@@ -248,20 +289,17 @@ def _tune(
         trainer.add_callback(keeper)
     events.emit("phase", name="train")
     training_started = time.perf_counter()
-    checkpoint = last_whole(checkpoints) if resume else None
+    checkpoint = by_main(lambda: last_whole(checkpoints)) if resume else None
     with stops.during(trainer, lambda: events.emit("stopping")):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = past + time.perf_counter() - training_started
     settled = None
     if keeper:
         events.emit("phase", name="settle")
-        settled = settle(
-            model,
-            keeper,
-            trainer.state.global_step,
-            lambda: sum(answer.correct for answer in ask(model, renderer, new)),
-        )
+        settled = settle(model, keeper, trainer.state.global_step, lambda: len(right(new)))
 
+    with whole(model):
+        drifted = drift(model, for_drift, padded)
     probes_after, new_after = answers("probes", "after", scored), answers("new", "after", new)
     if watched:
         answers("watched", "after", watched)
@@ -271,7 +309,7 @@ def _tune(
         settled=settled,
         probes=(probes_before, probes_after),
         new=(new_before, new_after),
-        drift=drift(model, for_drift, padded),
+        drift=drifted,
         ces=ces_in(events.path),
         cost={
             "steps": trainer.state.global_step,
@@ -287,8 +325,8 @@ def _tune(
         if what not in doubts:
             events.emit("warning", what=what)
     save_adapter(model, out / run_folder.ADAPTER)
-    write_report(out, report, events)
-    return report
+    by_main(lambda: write_report(out, report, events))
+    return agreed(report)
 
 
 def _refuse_changes(out: Path, now: dict[str, str]) -> None:
@@ -348,16 +386,18 @@ def _rehearsal(
     config, model, renderer: Renderer, checkpoints: Path, rows: Rows, events: Events, resume: bool
 ) -> list[Row]:
     path = checkpoints / REHEARSAL
-    if resume and path.exists():
-        return load_rows(path)
+    if kept := by_main(lambda: load_rows(path) if resume and path.exists() else None):
+        return kept
     events.emit("phase", name="rehearse")
-    found = rehearse(
-        model,
-        renderer,
-        rehearsal_rows(config, len(rows)),
-        seed=config.seed,
-        max_new_tokens=min(MAX_REHEARSAL_TOKENS, int(rows.lengths.max())),
-        progress=events.progress("rehearse"),
+    found = agreed(
+        rehearse(
+            model,
+            renderer,
+            rehearsal_rows(config, len(rows)),
+            seed=config.seed,
+            max_new_tokens=min(MAX_REHEARSAL_TOKENS, int(rows.lengths.max())),
+            progress=events.progress("rehearse"),
+        )
     )
-    save_rows(path, found)
+    by_main(lambda: save_rows(path, found))
     return found

@@ -1,7 +1,8 @@
 """Runs `kdguard` in processes forked from one that has its libraries loaded already, and may do them harm.
 
 The server reads a job a line, as JSON, and answers with how it ended. A job: `args` of the command line; `cwd`; `log`,
-where what it prints goes; `uid`, whose it is. With `out`, the run folder, something may be done to it:
+where what it prints goes; `uid`, whose it is; `processes`, how many share the run, as torchrun starts them: when one
+fails the others get SIGTERM. With `out`, the run folder, something may be done to it:
 
     kill_at, kill_after   SIGKILL at so many file operations within `out`, or after so many seconds
     kill_on               SIGKILL at the first operation on a path that ends so
@@ -9,12 +10,14 @@ where what it prints goes; `uid`, whose it is. With `out`, the run folder, somet
     full_at               the disk is full from so many openings to write within `out` on
     full_in               [phase, bytes]: a file takes all but so many bytes of the disk as soon as that phase begins
     clock                 seconds by which the clock moves at each look at it
+    no_memory_at          in process 1 alone memory runs out after so many optimiser steps
 """
 
 import atexit
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -109,6 +112,19 @@ def harm(job: dict[str, Any], told: dict[str, Any]) -> None:
             fill(job["full_in"][1])
 
     Events.emit = emit_and_harm  # type: ignore[method-assign]
+    if "no_memory_at" in job and os.environ["RANK"] == "1":
+        import torch
+
+        from kdguard.guard.trainer import GuardedTrainer
+
+        compute = GuardedTrainer.compute_loss
+
+        def compute_or_not(self: GuardedTrainer, *args: Any, **kwargs: Any) -> Any:
+            if self.state.global_step == job["no_memory_at"]:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return compute(self, *args, **kwargs)
+
+        GuardedTrainer.compute_loss = compute_or_not  # type: ignore[method-assign]
     sys.addaudithook(operation)
     if "kill_after" in job:
         threading.Timer(job["kill_after"], os.kill, (os.getpid(), signal.SIGKILL)).start()
@@ -124,7 +140,7 @@ def run(job: dict[str, Any]) -> None:
     told: dict[str, Any] = {}
     os.chdir(job["cwd"])
     for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(f"{job['log']}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.dup2(os.open(f"{job['log']}.{name}", os.O_WRONLY | os.O_APPEND), number)
     sys.argv = ["kdguard", *job["args"]]
     if "uid" in job:
         os.setuid(job["uid"])
@@ -142,9 +158,28 @@ def run(job: dict[str, Any]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     atexit._run_exitfuncs()
-    if "uid" not in job:
+    if "uid" not in job and os.environ.get("RANK", "0") == "0":
         Path(f"{job['log']}.told").write_text(json.dumps(told))
     os._exit(code)
+
+
+def start(job: dict[str, Any], environment: dict[str, str]) -> int:
+    child = os.fork()
+    if child == 0:
+        os.environ |= environment
+        run(job)
+    return child
+
+
+def environments(processes: int) -> list[dict[str, str]]:
+    """What a launcher tells each of the processes."""
+    if processes == 1:
+        return [{}]
+    with socket.create_server(("localhost", 0)) as free:
+        port = str(free.getsockname()[1])
+    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    shared |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
 def serve() -> None:
@@ -155,11 +190,20 @@ def serve() -> None:
         job = json.loads(line)
         told = Path(f"{job['log']}.told")
         told.unlink(missing_ok=True)
-        child = os.fork()
-        if child == 0:
-            run(job)
-        _, status = os.waitpid(child, 0)
-        ended = {name: Path(f"{job['log']}.{name}").read_text(errors="replace") for name in ("stdout", "stderr")}
+        logs = {name: Path(f"{job['log']}.{name}") for name in ("stdout", "stderr")}
+        for log in logs.values():
+            log.unlink(missing_ok=True)
+            log.touch(0o666)
+        children = {start(job, environment) for environment in environments(job.get("processes", 1))}
+        status = 0
+        while children:
+            child, how = os.wait()
+            children.remove(child)
+            if how and not status:
+                status = how
+                for other in children:
+                    os.kill(other, signal.SIGTERM)
+        ended = {name: log.read_text(errors="replace") for name, log in logs.items()}
         ended |= json.loads(told.read_text()) if told.exists() else {}
         if "signalled" in ended:
             ended["seconds_to_end"] = time.monotonic() - ended.pop("signalled")

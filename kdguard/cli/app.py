@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kdguard import __version__
+from kdguard import __version__, processes
 from kdguard.config import TuneConfig
 from kdguard.events import Events
 
@@ -73,10 +73,11 @@ def _root(
 
 
 def fail(code: int, message: str, hint: str) -> int:
-    """Say what went wrong and the next thing to type; returns the exit code."""
+    """Say what went wrong and the next thing to type, once for all processes of a run; returns the exit code."""
     from kdguard.terminal import print_error
 
-    print_error(message, hint)
+    if processes.first_to_fail():
+        print_error(message, hint)
     return code
 
 
@@ -86,10 +87,10 @@ def listening(as_json: bool, model: str) -> Iterator[Events]:
     from kdguard.terminal import Terminal, console, err
 
     in_hub = model != "demo" and not Path(model).is_dir()
-    quiet_libraries(show_downloads=in_hub)
+    quiet_libraries(show_downloads=in_hub and processes.is_main())
     terminal = Terminal(err if as_json else console, show_load=not in_hub)
     try:
-        yield Events(terminal)
+        yield Events(*[terminal] if processes.is_main() else [])
     finally:
         terminal.close()
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from kdguard import processes
 from kdguard.cli.app import (
     INTERRUPTED,
     OVER_BUDGET,
@@ -105,7 +106,7 @@ def tune(
     with listening(as_json, resolved.model) as events:
         from kdguard import tune as story
 
-        with _how_to_go_on(events, may_shorten=not resolved.shorten):
+        with _how_to_go_on(events, may_shorten=not resolved.shorten and processes.count() == 1):
             report = story.tune(resolved, events, resume=resume, allow_changes=allow_changes, dry_run=dry_run)
             if events.path:  # not of a dry run
                 runs = [events.path.parent]
@@ -113,41 +114,44 @@ def tune(
                 twin = runs[0].with_name(f"{runs[0].name}-control")
                 story.tune(resolved.model_copy(update={"guard": False, "out": twin}), events, same_base=runs[0])
                 runs = [twin, *runs]
-    if dry_run:
+    processes.leave()
+    if dry_run and processes.is_main():
         import yaml
 
         print(
             json.dumps(report, indent=2) if as_json else "\n" + yaml.safe_dump(report["config"], sort_keys=False),
             end="",
         )
-        return
-    show_runs(runs, as_json)
-    if report["budget"] and not report["budget"]["met"]:
+    elif processes.is_main():
+        show_runs(runs, as_json)
+    if not dry_run and report["budget"] and not report["budget"]["met"]:
         raise typer.Exit(OVER_BUDGET)
 
 
 @contextmanager
 def _how_to_go_on(events: Events, *, may_shorten: bool = False) -> Iterator[None]:
     """A run that ends before its end says so, with the command that goes on."""
+    go_on = f"{'accelerate launch ... -m ' if processes.count() > 1 else ''}kdguard tune --resume"
     try:
         yield
     except KeyboardInterrupt as stop:
-        by = "SIGTERM" if stop.args == (signal.SIGTERM,) else "Ctrl-C"
+        number = next(iter(stop.args), signal.SIGINT)
+        by = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
         if events.path:
-            fail(INTERRUPTED, f"stopped by {by}", f"kdguard tune --resume --out {events.path.parent}")
+            fail(INTERRUPTED, f"stopped by {by}", f"{go_on} --out {events.path.parent}")
         else:
             fail(INTERRUPTED, f"stopped by {by}; nothing was written", "")
-        raise
+        raise typer.Exit(128 + number) from None  # of any KeyboardInterrupt typer makes 130
     except OutOfMemory as error:
         if events.path is None or events.phase not in ("warm up", "train") or not may_shorten:
             raise
-        again = f"kdguard tune --resume --shorten --out {events.path.parent}"
+        again = f"{go_on} --shorten --out {events.path.parent}"
         raise OutOfMemory(error.message, f"{again}, which cuts the longest rows; or {error.hint}") from None
     except OSError as error:
         where, what = error.filename or (events.path.parent if events.path else "a file"), error.strerror or error
         if events.path is None:
             raise InputError(f"{where}: {what}", "give another --out, or mend its permissions") from None
-        again = f"kdguard tune --resume --out {events.path.parent}"
+        again = f"{go_on} --out {events.path.parent}"
         raise KdguardError(f"{where}: {what}", f"free some space or mend its permissions, then {again}") from None
 
 

@@ -20,6 +20,7 @@ from kdguard.model.adapter import put_adapter
 from kdguard.model.load import save_adapter
 from kdguard.model.strength import scale_adapter
 from kdguard.probes.watch import Allowance, Settled
+from kdguard.processes import by_main
 
 LEAST = 0.5  # of the guard's weight at the start: how far it is driven down
 MOST = 24.0  # how far up; where it is heavier still, the lesson is not learned and goes on disturbing
@@ -53,14 +54,16 @@ class BudgetKeeper(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.steps = state.max_steps
-        path = self.folder / "watched.json"
-        if state.global_step and path.exists():
-            past = json.loads(path.read_text(encoding="utf-8"))
-            self.history = [entry for entry in past if entry["step"] <= state.global_step]
-            if self.history:
-                self.guard.weight = self.history[-1]["next_weight"]
+        self.history = by_main(lambda: self._past(state.global_step))
+        if self.history:
+            self.guard.weight = self.history[-1]["next_weight"]
         if state.global_step:
             self.on_epoch_end(args, state, control, model)  # which a stop may have come before
+
+    def _past(self, step: int) -> list[dict[str, Any]]:
+        path = self.folder / "watched.json"
+        past = json.loads(path.read_text(encoding="utf-8")) if step and path.exists() else []
+        return [entry for entry in past if entry["step"] <= step]
 
     def on_epoch_end(self, args, state, control, model=None, **kwargs):
         if state.epoch % 1 < 1e-6:  # the Trainer also says so when Ctrl-C stops it within one
@@ -75,12 +78,16 @@ class BudgetKeeper(TrainerCallback):
         self.guard.weight = entry["next_weight"] = self._next_weight(forgotten, step)
         if forgotten <= self.allowance.forgotten:
             save_adapter(model, self.adapter_of(entry))
-            for past in self.history:
-                shutil.rmtree(self.adapter_of(past), ignore_errors=True)
         self.history.append(entry)
-        write_whole(self.folder / "watched.json", json.dumps(self.history))
+        by_main(lambda: self._keep(forgotten <= self.allowance.forgotten))
         self.events.emit("watched", known=self.allowance.known, **entry)
         return entry
+
+    def _keep(self, within: bool) -> None:
+        if within:
+            for past in self.history[:-1]:
+                shutil.rmtree(self.adapter_of(past), ignore_errors=True)
+        write_whole(self.folder / "watched.json", json.dumps(self.history))
 
     def _next_weight(self, forgotten: int, step: int) -> float:
         weight, end = self.guard.weight, max(self.allowance.forgotten, 1)
@@ -114,7 +121,9 @@ def settle(model: PeftModel, keeper: BudgetKeeper, step: int, learned: Callable[
                 ways.append((learned(), Settled(keeper.allowance, strength, forgotten, done)))
                 break
     end = {name: weight.clone() for name, weight in get_peft_model_state_dict(model).items()}
-    earlier = next((entry for entry in reversed(keeper.history) if keeper.adapter_of(entry).exists()), None)
+    earlier = by_main(
+        lambda: next((entry for entry in reversed(keeper.history) if keeper.adapter_of(entry).exists()), None)
+    )
     if earlier:
         put_adapter(model, keeper.adapter_of(earlier), model.active_adapter)
         done = f"the end of training was over it; the adapter of step {earlier['step']:,} was kept"

@@ -26,6 +26,7 @@ from kdguard.errors import KdguardError
 from kdguard.files import put_in_place, write_whole
 from kdguard.guard.kept import KeptStates
 from kdguard.guard.lean import Lean
+from kdguard.processes import by_main
 
 WHOLE = "whole.json"
 _BESIDE = ".writing"
@@ -74,7 +75,7 @@ class SafeTrainer(Trainer):
             resume_from_checkpoint = str(last_whole(Path(self.args.output_dir)) or "") or True
         if isinstance(resume_from_checkpoint, str):
             self._restore(Path(resume_from_checkpoint))
-        self._make_room()
+        by_main(self._make_room)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def save_last_step(self) -> str:
@@ -141,7 +142,7 @@ class SafeTrainer(Trainer):
         Raises KdguardError where it has not.
         """
         limit = self.args.save_total_limit
-        if self.args.save_strategy == "no" or not limit or not self.accelerator.is_main_process:
+        if self.args.save_strategy == "no" or not limit:
             return
         folder = Path(self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)

@@ -104,8 +104,8 @@ class MixedBatchSampler(Sampler[list[int]]):
     def _split(self, rows: list[int]) -> list[list[int]]:
         """The micro-batches of a step, of all processes."""
         micro_batches = self._micro_batches(sum(row < self.rows for row in rows)) * self.processes
-        # The last step of many processes: none goes empty.
-        rows = list(itertools.islice(itertools.cycle(rows), max(len(rows), micro_batches)))
+        # The last step of many processes: none goes empty, and each row counts as much as any other.
+        rows = rows * -(-micro_batches // len(rows))
         if not self.packing:
             cuts = [len(rows) * i // micro_batches for i in range(micro_batches + 1)]
             return [rows[i:j] for i, j in itertools.pairwise(cuts)]
@@ -184,13 +184,16 @@ class GuardedTrainer(LeanTrainer):
         self.add_callback(AdapterMoves(self.accelerator))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        finished = False
+        finished = stopped = False
         try:
             result = super().train(resume_from_checkpoint, *args, **kwargs)
             finished = self.state.global_step >= self.state.max_steps
             return result
+        except KeyboardInterrupt:
+            stopped = True  # a checkpoint of the last step is still to come, and tells which states there are
+            raise
         finally:
-            if self.kept:
+            if self.kept and not stopped:
                 self.kept.close(finished=finished)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:

@@ -19,6 +19,7 @@ from kdguard.guard.teacher import Guard, take_snapshot
 from kdguard.guard.trainer import GuardedTrainer
 from kdguard.model.adapter import put_adapter
 from kdguard.model.load import save_adapter
+from kdguard.processes import by_main
 
 NAME = "teacher"
 
@@ -40,7 +41,7 @@ def warm_up(
     collate, how: what else GuardedTrainer takes.
     """
     kept = Path(arguments.output_dir) / "warm-up"
-    if resume and kept.exists():
+    if by_main(lambda: resume and kept.exists()):
         put_adapter(model, kept / NAME, NAME)
         put_adapter(model, kept / NAME, model.active_adapter)
         return NAME

@@ -17,6 +17,7 @@ from kdguard.data.rows import Rows
 from kdguard.errors import InputError
 from kdguard.events import Events
 from kdguard.model.load import Base, compute_dtype, device, source
+from kdguard.processes import count
 
 LIBRARIES = "torch", "transformers", "peft", "bitsandbytes", "accelerate", "tokenizers"
 # Paths are resolved when they are written down, what they lead to is looked at; the others change no step of a run.
@@ -38,8 +39,9 @@ _SENTENCES = ("The  3 café's\n\tNaïve 1,000.5% — 你好 😀 ", " end\n")  #
 def fingerprint(config: TuneConfig, base: Base, rows: Rows) -> dict[str, str]:
     """Everything that decides what a run of `config` learns from `rows`, as a flat dict.
 
-    `of_base`'s keys, and `data` (a hash of the tokenised rows), `precision`, the libraries' versions under their
-    names, and what decides the training under `--flag`. A second for a 7B base; a second more per 200 M tokens.
+    `of_base`'s keys, and `data` (a hash of the tokenised rows), `precision`, `processes` (each rounds its part of a
+    step by itself), the libraries' versions under their names, and what decides the training under `--flag`. A second
+    for a 7B base; a second more per 200 M tokens.
     """
     values = config.model_dump(mode="json", exclude=_NOT_COMPARED)
     flags = {
@@ -50,6 +52,7 @@ def fingerprint(config: TuneConfig, base: Base, rows: Rows) -> dict[str, str]:
         **of_base(base),
         "data": _digest(_data(rows, base.tokenizer)),
         "precision": f"{str(compute_dtype()).removeprefix('torch.')} on {device().type}",
+        "processes": str(count()),
         **versions(),
         **flags,
     }

@@ -30,6 +30,8 @@ from kdguard.model.adapter import put_adapter
 from kdguard.model.embedding import LookedUp, free_embeddings
 from kdguard.model.folder import BROKEN, ask_hub, check_weights, code_needed, refuse_links_out, unloadable
 from kdguard.model.memory import ran_out
+from kdguard.model.sharded import adapter_weights
+from kdguard.processes import by_main, sharded
 
 
 @dataclass
@@ -47,7 +49,8 @@ class Base:
 
 
 def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """This process's GPU, or the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def uuid() -> str | None:
@@ -70,6 +73,7 @@ def quantization(quant: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=dtype if sharded() else torch.uint8,  # of the type that is sharded with the rest
         ),
         "8bit": BitsAndBytesConfig(load_in_8bit=True),
         "none": None,
@@ -263,10 +267,17 @@ def add_adapter(base: Base, *, rank: int, layers: str = "all", upper_half: bool 
 def save_adapter(model: PeftModel, folder: Path, adapter: str | None = None) -> None:
     """Save one adapter, the active one by default, in PEFT's format; `folder` is replaced as a whole.
 
-    PEFT puts an adapter that is not named `default` into a folder of its name within.
+    PEFT puts an adapter that is not named `default` into a folder of its name within. Of several processes all have to
+    call it, and the main one writes.
     """
-    with writing_folder(folder) as beside:
-        model.save_pretrained(beside, selected_adapters=[adapter or model.active_adapter])
+
+    weights = adapter_weights(model)
+
+    def write() -> None:
+        with writing_folder(folder) as beside:
+            model.save_pretrained(beside, selected_adapters=[adapter or model.active_adapter], state_dict=weights)
+
+    by_main(write)
 
 
 def default_lr(model: PreTrainedModel, goal: str = "facts") -> float:

@@ -185,6 +185,20 @@ def test_processes_share_a_step_and_lose_no_row():
         assert all(parts)
 
 
+def test_a_last_step_of_fewer_rows_than_processes_weighs_them_alike():
+    """No process may go without a forward; a row that is given twice beside one given once would count double."""
+    shares = [list(sampler(0.0, batch_size=3, accumulation=1, processes=3, rank=rank))[-1] for rank in range(3)]
+    assert all(shares) and len({row for share in shares for row in share}) == 1  # the tenth of ten
+    six = MixedBatchSampler(LENGTHS[:10], [], batch_size=1, processes=4, rank=0, seed=3)
+    given = [row for rank in range(4) for row in list(_of_rank(six, rank))[-1]]
+    assert len(given) == 4 and sorted(map(given.count, given)) == [2] * 4
+
+
+def _of_rank(sampler: MixedBatchSampler, rank: int) -> MixedBatchSampler:
+    sampler.rank = rank
+    return sampler
+
+
 def test_a_step_is_sorted_by_length_before_it_is_split():
     """Rows of one length share a micro-batch, so less is padded; the step as a whole holds the same rows."""
     whole = [set(rows) for rows in sampler(0.5, batch_size=8)]
