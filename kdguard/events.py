@@ -58,11 +58,11 @@ class Events:
             self.phase = values["name"]
         if self.path is None and event == "warning":
             self._early.append(entry)
-        writes = self.path is not None and is_main()
-        while writes and self._early:
-            _append(self.path, json.dumps(self._early.pop(0), ensure_ascii=False))
-        if writes and (event != "progress" or self._due(**values)):
-            _append(self.path, json.dumps(entry, ensure_ascii=False))
+        if self.path is not None and is_main():
+            told = [*self._early, *([entry] if event != "progress" or self._due(**values) else [])]
+            self._early.clear()
+            for each in told:
+                _append(self.path, json.dumps(each, ensure_ascii=False))
         for listener in self.listeners:
             listener(entry)
 
