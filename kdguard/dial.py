@@ -25,7 +25,7 @@ from kdguard.report import run as run_folder
 from kdguard.report.build import outcome, write_pages, write_report
 from kdguard.report.figures import Pair, kept, pair
 from kdguard.report.run import Run, write_answers
-from kdguard.tune import DRIFT_ROWS
+from kdguard.tuning import DRIFT_ROWS
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def run(job: dict[str, Any]) -> None:
 
 def serve() -> None:
     import kdguard.cli
-    import kdguard.tune  # noqa: F401
+    import kdguard.tuning  # noqa: F401
 
     for line in sys.stdin:
         job = json.loads(line)

@@ -65,6 +65,8 @@ class LeanTrainer(SafeTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         """(N, M) over the whole optimiser step: every micro-batch and every process."""
+        if not self.model.training:  # a batch of evaluation
+            return self._count(batch_samples)
         self._steps += 1
         self._step = _Step(batch_samples, self._count(batch_samples), self._parts.clone())
         return self._step.counts

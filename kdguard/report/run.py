@@ -15,6 +15,7 @@ from kdguard.errors import InputError
 from kdguard.events import read_events
 from kdguard.files import write_jsonl
 from kdguard.probes.score import Answer
+from kdguard.report.contract import Report
 from kdguard.report.figures import Pair, pair
 
 CONFIG = "config.yaml"
@@ -34,7 +35,7 @@ class Run:
 
     path: Path
     config: dict[str, Any]
-    report: dict[str, Any]
+    report: Report
     probes: list[Pair]
     new: list[Pair]
     watched: list[Pair]
