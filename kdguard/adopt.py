@@ -1,5 +1,6 @@
 """The story of `kdguard adopt`: a run folder for an adapter that another tool trained."""
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import PeftModel
 from peft.tuners.lora import Embedding as LoraEmbedding
 from peft.tuners.lora import LoraLayer
 
@@ -19,6 +20,8 @@ from kdguard.events import Events
 from kdguard.files import write_whole
 from kdguard.guard.rehearsal import REHEARSAL, rehearse, save_rows
 from kdguard.guard.teacher import drift
+from kdguard.model.adapter import read_adapter
+from kdguard.model.fingerprint import of_base, versions
 from kdguard.model.load import load_base, load_tuned, own_tokenizer, save_adapter
 from kdguard.model.memory import at_once
 from kdguard.probes.answer import ask
@@ -27,8 +30,6 @@ from kdguard.questions import new_questions, read_data
 from kdguard.report import run as run_folder
 from kdguard.report.build import build_report, write_report
 from kdguard.tuning import DRIFT_ROWS, MAX_REHEARSAL_TOKENS, graded, peak_memory_gib
-
-_CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq")  # ways to start LoRA that take their start out of the base
 
 
 def adopt(
@@ -49,8 +50,10 @@ def adopt(
     Raises InputError for what is not plain LoRA on a base that can be loaded.
     """
     started = time.time()
+    if settings.get("trust_remote_code") and not base:
+        raise InputError("--trust-remote-code trusts one model, and none was named", "add --base FOLDER_OR_HUB_ID")
     folder = _folder(adapter)
-    made = _plain_lora(folder)
+    made = read_adapter(folder)
     model_name = base or made.base_model_name_or_path
     if not model_name:
         raise InputError(f"{folder}: its config does not name the base", f"kdguard adopt {adapter} --base MODEL")
@@ -64,9 +67,16 @@ def adopt(
     own = own_tokenizer(folder)
     events.emit("phase", name="load")
     try:
-        loaded = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=own)
+        loaded = load_base(
+            config.model,
+            quant=config.quant,
+            revision=config.revision,
+            tokenizer=own,
+            trust_remote_code=config.trust_remote_code,
+        )
     except InputError as error:
         raise InputError(error.message, f"kdguard adopt {adapter} --base FOLDER_OR_HUB_ID") from None
+    made_on = {**of_base(loaded), **versions()}
     at_once.tell = events.leaner
     renderer = Renderer(loaded.tokenizer)
     new = new_questions(read_data(config, renderer, events), config) if data else []
@@ -108,6 +118,7 @@ def adopt(
     )
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / run_folder.CONFIG, config.to_yaml())
+    write_whole(out / run_folder.FINGERPRINT, json.dumps(made_on, indent=1) + "\n")
     for when, answers in (("before", before), ("after", after)):
         for of, found in answers.items():
             run_folder.write_answers(out / of / f"{when}.jsonl", found)
@@ -132,29 +143,6 @@ def _folder(adapter: str) -> Path:
             f"{adapter}: this adapter is not on this machine and could not be fetched from the hub ({reason})",
             "check the id and the network, or name a folder",
         ) from None
-
-
-def _plain_lora(folder: Path) -> LoraConfig:
-    """The adapter's config, if switching it off gives the base back and scaling its B turns it down."""
-    try:
-        config = PeftConfig.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{folder}: found no PEFT adapter here ({str(error).strip().splitlines()[0]})",
-            "name the folder with adapter_config.json and adapter_model.safetensors in it",
-        ) from None
-    init = str(getattr(config, "init_lora_weights", "")).lower()
-    found = {
-        f"a {getattr(config.peft_type, 'value', config.peft_type)} adapter": config.peft_type != "LORA",
-        "DoRA": getattr(config, "use_dora", False),
-        "whole layers trained (modules_to_save)": getattr(config, "modules_to_save", None),
-        "trained biases": getattr(config, "bias", "none") != "none",
-        "trained tokens": getattr(config, "trainable_token_indices", None),
-        f"a base changed by {init}": init.startswith(_CHANGES_THE_BASE),
-    }
-    if wrong := [what for what, there in found.items() if there]:
-        raise InputError(f"{folder}: found {', '.join(wrong)}, expected plain LoRA", "merge it, or train plain LoRA")
-    return config
 
 
 def _refuse_trained_ends(model: PeftModel) -> None:

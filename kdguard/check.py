@@ -36,14 +36,20 @@ def check(config: TuneConfig, events: Events) -> dict[str, Any]:
     Raises InputError for probes, a model or rows that cannot be used.
     """
     probes = load_probes(config.probes)
-    tokenizer = load_tokenizer(config.model, config.revision)
+    tokenizer = load_tokenizer(config.model, config.revision, trust_remote_code=config.trust_remote_code)
     renderer = Renderer(tokenizer)
     rows = read_data(config, renderer, events)
     asking = np.array([hash(asked_by(example)) if example.messages else 0 for example in rows.examples()])
     _, distinct = np.unique(np.where(rows.asks, asking, 0), return_index=True)
     distinct = distinct[rows.asks[distinct]]
     events.emit("phase", name="load")
-    base = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=tokenizer)
+    base = load_base(
+        config.model,
+        quant=config.quant,
+        revision=config.revision,
+        tokenizer=tokenizer,
+        trust_remote_code=config.trust_remote_code,
+    )
     at_once.tell = events.leaner
 
     def graded(questions: list[Probe]) -> list[Answer]:

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from kdguard.config_file import read_config
 from kdguard.data.formats import parse_columns
 from kdguard.errors import InputError
 from kdguard.files import shipped
@@ -31,7 +33,7 @@ class TuneConfig(BaseModel):
     pydantic's ValidationError, which names every wrong key.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     data: list[str] = Field(
         default=[],
@@ -45,6 +47,10 @@ class TuneConfig(BaseModel):
     )
     model: str = Field(description="hub id, local folder, or `demo`")
     revision: str | None = Field(default=None, description="hub revision (branch, tag or commit) of the model")
+    trust_remote_code: bool = Field(
+        default=False,
+        description="run the Python code that comes with a model; no preset and no config file turns this on",
+    )
     preset: str | None = Field(default=None, description="preset's name [default: the one made for the model]")
     out: Path | None = Field(default=None, description="run folder [default: runs/<data>-<model>-<time>]")
     probes: list[str] = Field(default=["world"], description="pack's name or file of old-knowledge probes; repeatable")
@@ -122,7 +128,7 @@ class TuneConfig(BaseModel):
     )
     rank: int = Field(default=64, ge=1, description="LoRA rank; alpha equals it")
     quant: Literal["4bit", "8bit", "none"] = Field(default="4bit", description="quantisation of the base")
-    seed: int = Field(default=0, ge=0, description="seed of the rows' order, the adapter and the rehearsal")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="seed of the rows' order, the adapter and the rehearsal")
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = Field(
         default="none", description="show losses and learning rate there too; wandb sends them to its servers"
     )
@@ -180,7 +186,7 @@ class TuneConfig(BaseModel):
         ours = {"demo", *shipped_packs()}
 
         def absolute(name: str) -> str:
-            return str(Path(name).resolve()) if Path(name).exists() and name not in ours else name
+            return str(Path(name).resolve()) if os.path.exists(name) and name not in ours else name
 
         values |= {key: [absolute(name) for name in values[key]] for key in ("data", "probes")}
         values["model"] = absolute(self.model)
@@ -217,7 +223,7 @@ def resolve(
     preset has for that size is taken. Raises InputError that names every wrong key at once.
     """
     given = {key: value for key, value in flags.items() if value is not None}
-    from_file = _read_config(config_file) if config_file else {}
+    from_file = read_config(config_file) if config_file else {}
     chosen = given.get("preset", from_file.get("preset"))
     model = given.get("model", from_file.get("model"))
     available = presets()
@@ -228,7 +234,7 @@ def resolve(
             (name for name, preset in available.items() if model is not None and preset["model"] == model), None
         )
     else:
-        preset_file(chosen)
+        preset_file(str(chosen))
     shipped_one = available.get(chosen or "", {})
     preset = {key: value for key, value in shipped_one.items() if key not in _META}
     if "memory" in shipped_one and (room := memory()):
@@ -240,7 +246,13 @@ def resolve(
     asked_for = {**from_file, **given}
     if asked_for.get("batch_size") and "micro_batch_size" not in asked_for:
         preset.pop("micro_batch_size", None)  # it was made for the preset's batch
-    merged = {**preset, **asked_for, "preset": chosen}
+    trusted = bool(given.get("trust_remote_code"))
+    if from_file.get("trust_remote_code") and not trusted:
+        raise InputError(
+            f"{config_file}: the code that comes with the model was run for this config, and no file turns that on",
+            "add --trust-remote-code, if you trust that code",
+        )
+    merged = {**preset, **asked_for, "preset": chosen, "trust_remote_code": trusted}
     if "model" not in merged:
         raise InputError(
             "no model was named, and there is no GPU for a 7B one",
@@ -261,34 +273,23 @@ def by_memory(preset: dict[str, Any], room: float) -> dict[str, Any]:
     return dict(preset["memory"][max(sizes)]) if sizes else {}
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"{path}: no such config file", "kdguard tune DATA --config FILE.yaml")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise InputError(
-            f"{where}: not YAML", "one `key: value` a line; keys are the flags of `kdguard tune`"
-        ) from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: found {type(values).__name__}, expected keys", "one `key: value` a line")
-    return {str(key).replace("-", "_"): value for key, value in values.items()}
-
-
 def _explain(error: ValidationError, config_file: Path | None) -> InputError:
     problems, hints = [], []
     for item in error.errors():
-        key = str(item["loc"][0])
+        key = str(item["loc"][0]) if item["loc"] else ""
         if item["type"] == "extra_forbidden":
-            problems.append(f"unknown config key {key!r}" + (f" in {config_file}" if config_file else ""))
+            problems.append(f"unknown config key {_short(key)}" + (f" in {config_file}" if config_file else ""))
             hints.append(_did_you_mean(key, list(TuneConfig.model_fields), "keys"))
         else:
             reason = item["msg"].removeprefix("Value error, ")
-            problems.append(f"--{key.replace('_', '-')} {item['input']!r}: {reason[0].lower()}{reason[1:]}")
+            problems.append(f"--{key.replace('_', '-')} {_short(item['input'])}: {reason[0].lower()}{reason[1:]}")
             hints.append(f"--{key.replace('_', '-')}: {TuneConfig.model_fields[key].description}")
     return InputError("; ".join(problems), "; ".join(dict.fromkeys(hints)))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _did_you_mean(word: str, known: list[str], what: str) -> str:

@@ -14,6 +14,7 @@ from kdguard.events import Events
 from kdguard.files import write_whole
 from kdguard.guard.rehearsal import REHEARSAL, load_rows
 from kdguard.guard.teacher import drift
+from kdguard.model.fingerprint import refuse_other_base
 from kdguard.model.load import load_base, load_tuned
 from kdguard.model.memory import at_once
 from kdguard.model.strength import scale_saved_adapter
@@ -25,6 +26,7 @@ from kdguard.report import run as run_folder
 from kdguard.report.build import outcome, write_pages, write_report
 from kdguard.report.figures import Pair, kept, pair
 from kdguard.report.run import Run, write_answers
+from kdguard.report.warn import ces_in
 from kdguard.tuning import DRIFT_ROWS
 
 
@@ -60,23 +62,36 @@ class Point:
 
 
 def dial(
-    run: Run, strengths: Sequence[float], events: Events, *, budget: str | None = None, choose: float | None = None
+    run: Run,
+    strengths: Sequence[float],
+    events: Events,
+    *,
+    budget: str | None = None,
+    choose: float | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[list[Point], Point | None]:
     """Measure a run at `strengths`, and write the one that is chosen into its adapter and its report.
 
     budget: choose, of the strengths whose watched probes keep it, the one that has learned most, and of equals the one
         that forgets least. choose: choose this one. With neither, or when no strength above 0 keeps the budget, nothing
-        but the figures of the dial is written.
+        but the figures of the dial is written. trust_remote_code: as in `load_config`.
     """
     if choose is not None and not 0 < choose <= 1:
         raise InputError("a strength is more than 0, which is the base, and at most 1", "--strength 0.8")
-    config = resolve({"budget": budget}, run.path / run_folder.CONFIG)
+    config = resolve({"budget": budget, "trust_remote_code": trust_remote_code}, run.path / run_folder.CONFIG)
     written, was = run.report["strength"], run.report["budget"] or {}
     limit = was.get("limit") if budget is None else config.budget
     asked_then = asked_in(run, config, events)
     renderer, new = asked_then.renderer, asked_then.new
     events.emit("phase", name="load")
-    base = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=renderer.tokenizer)
+    base = load_base(
+        config.model,
+        quant=config.quant,
+        revision=config.revision,
+        tokenizer=renderer.tokenizer,
+        trust_remote_code=config.trust_remote_code,
+    )
+    refuse_other_base(run.path / run_folder.FINGERPRINT, base, events)
     at_once.tell = events.leaner
     at_once.as_in(run.path / run_folder.EVENTS)
     rehearsed = run.path / run_folder.CHECKPOINTS / REHEARSAL
@@ -119,7 +134,8 @@ def dial(
             else run.report["drift"]["nats_per_token"]  # the checkpoints were deleted: as it was
         )
     new_before = [each.before for each in run.new]
-    found = outcome(chosen.strength, chosen.probes, (new_before, chosen.new), moved, settled)
+    ces = ces_in(run.path / run_folder.EVENTS)
+    found = outcome(chosen.strength, chosen.probes, (new_before, chosen.new), moved, settled, config.goal, ces)
     _write(run, chosen, {**run.report, **found}, events)
     return points, chosen
 

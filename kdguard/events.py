@@ -9,6 +9,7 @@ An event is a dict with `event` and `time` (seconds since the epoch, UTC) and th
     answers    when (before | after), of (probes | watched | new), correct, n
     sampled    step, known, kept, new, learned      a few questions asked on the way, for the report's curve
     watched    step, known, forgotten, ce, weight, next_weight      the watched probes after an epoch
+    warning    what                        something that the figures or the run suffer from, in words
     leaner     phase, what, step or cache  memory ran out, and what was done, in words; see kdguard.model.memory
     stopping   a checkpoint of the last whole step is saved, and then the run stops
     finished   the report's verdict in short
@@ -17,12 +18,26 @@ An event is a dict with `event` and `time` (seconds since the epoch, UTC) and th
 import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 Event = dict[str, Any]
+
+_WORD, _COUNT, _NUMBER = str, int, int | float
+# What is read of each kind, by whoever reads a file that somebody else may have written.
+_HELD: dict[str, dict[str, Any]] = {
+    "phase": {"name": _WORD},
+    "process": {"pid": _COUNT, "host": _WORD},
+    "progress": {"phase": _WORD, "done": _COUNT, "total": _COUNT},
+    "loss": {"step": _COUNT, "steps": _COUNT, "ce": _NUMBER, "kl": _NUMBER},
+    "answers": {"when": _WORD, "of": _WORD, "correct": _COUNT, "n": _COUNT},
+    "sampled": dict.fromkeys(("step", "known", "kept", "new", "learned"), _COUNT),
+    "watched": {"step": _COUNT, "known": _COUNT, "forgotten": _COUNT, "weight": _NUMBER},
+    "leaner": {"what": _WORD},
+}
 
 
 class Events:
@@ -32,12 +47,17 @@ class Events:
         self.listeners = list(listeners)
         self.path: Path | None = None
         self.phase: str | None = None  # the last that began
+        self._early: list[Event] = []  # warnings that came before there was a path
         self._written = 0.0  # when progress was last written
 
     def emit(self, event: str, **values: Any) -> None:
         entry = {"event": event, "time": round(time.time(), 3), **values}
         if event == "phase":
             self.phase = values["name"]
+        if self.path is None and event == "warning":
+            self._early.append(entry)
+        while self.path is not None and self._early:
+            _append(self.path, json.dumps(self._early.pop(0), ensure_ascii=False))
         if self.path is not None and (event != "progress" or self._due(**values)):
             _append(self.path, json.dumps(entry, ensure_ascii=False))
         for listener in self.listeners:
@@ -63,11 +83,26 @@ def read_events(path: Path) -> list[Event]:
     """The events of a run so far; a line that is still being written, or never was to its end, is left out."""
     events = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(ValueError, RecursionError):
             event = json.loads(line)
-            if isinstance(event, dict) and {"event", "time"} <= event.keys():
+            if _is_event(event):
                 events.append(event)
     return events
+
+
+def _is_event(event: Any) -> bool:
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        return False
+    held = {"time": _NUMBER, **_HELD.get(event["event"], {})}
+    held |= {key: _COUNT for key in ("step", "cache") if key in event}
+    return all(isinstance(event.get(key), kind) and _is_sane(event[key]) for key, kind in held.items())
+
+
+def _is_sane(value: Any) -> bool:
+    """Whether a word can be written, and a number counted with."""
+    if isinstance(value, str):
+        return value.isascii() or not re.search("[\ud800-\udfff]", value)
+    return bool(value != value or abs(value) < 2**53)  # a loss may be NaN
 
 
 def _append(path: Path, line: str) -> None:

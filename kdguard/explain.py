@@ -15,6 +15,7 @@ from kdguard.data.formats import Example
 from kdguard.errors import InputError
 from kdguard.events import Events
 from kdguard.files import write_jsonl, write_whole
+from kdguard.model.fingerprint import refuse_other_base
 from kdguard.model.load import load_base, load_tuned
 from kdguard.model.memory import at_once
 from kdguard.probes.overlap import moved, overlap, states
@@ -31,15 +32,15 @@ MAX_ROWS = 20_000  # training rows looked at; a seeded sample of more
 CONTROL = "known-only"  # the control's folder within the run
 
 
-def explain(run: Run, events: Events, *, control: bool = False) -> dict[str, Any]:
+def explain(run: Run, events: Events, *, control: bool = False, trust_remote_code: bool = False) -> dict[str, Any]:
     """Find the rows that lie nearest to each forgotten probe, and the figures for each hypothesis; write them down.
 
     control: train the run's known-only twin too, if it is not there yet: the same settings on facts that the base
-        knows, so that there is behaviour to clone and nothing to learn.
+        knows, so that there is behaviour to clone and nothing to learn. trust_remote_code: as in `load_config`.
 
     Writes `explain.json`, and the rows into `report.html`. Raises InputError when data or probes have changed.
     """
-    config = resolve({}, run.path / run_folder.CONFIG)
+    config = resolve({"trust_remote_code": trust_remote_code}, run.path / run_folder.CONFIG)
     if not config.data:
         raise InputError(
             f"{run.path}: this adapter was adopted without its data", "kdguard adopt ADAPTER --data FILE names the rows"
@@ -54,7 +55,14 @@ def explain(run: Run, events: Events, *, control: bool = False) -> dict[str, Any
         raise InputError(f"{run.path}: plain text has no questions that could lie near to old ones", "kdguard compare")
     cloning = _cloning(run, config, known, asked_then, events, control)  # first: two bases may not fit into memory
     events.emit("phase", name="load")
-    base = load_base(config.model, quant=config.quant, revision=config.revision, tokenizer=renderer.tokenizer)
+    base = load_base(
+        config.model,
+        quant=config.quant,
+        revision=config.revision,
+        tokenizer=renderer.tokenizer,
+        trust_remote_code=config.trust_remote_code,
+    )
+    refuse_other_base(run.path / run_folder.FINGERPRINT, base, events)
     at_once.tell = events.leaner
     if len(asking) > MAX_ROWS:
         asking = sorted(random.Random(config.seed).sample(asking, MAX_ROWS))

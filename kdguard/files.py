@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from kdguard.errors import InputError
+
 _PACKAGE = Path(__file__).parent
 
 
@@ -26,6 +28,23 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise InputError for a folder with anything in it that is not this user's own; for root too.
+
+    The files of an optimiser and of random numbers are pickles. transformers reads them with `weights_only=True`; that
+    they are the user's own is what stands behind it.
+    """
+    if not hasattr(os, "getuid"):  # Windows
+        return
+    for path in (folder, *folder.rglob("*")):
+        of = [path.lstat().st_uid, path.stat().st_uid] if path.exists() else [path.lstat().st_uid]
+        if strangers := [uid for uid in of if uid != os.getuid()]:
+            raise InputError(
+                f"{path}: this file is of another user (uid {strangers[0]}), and only your own runs are gone on with",
+                f"tune again; or, if you made it under another name: chown -R {os.getuid()} {folder}",
+            )
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def config_of(config: TuneConfig) -> PretrainedConfig:
     preset = presets().get(config.preset or "", {})
     if "shape" in preset and preset["model"] == config.model:
         return AutoConfig.for_model(**preset["shape"])
-    return load_config(config.model, config.revision, weights=False)
+    return load_config(config.model, config.revision, weights=False, trust_remote_code=config.trust_remote_code)
 
 
 def parameters(of: PretrainedConfig) -> int:

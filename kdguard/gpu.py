@@ -1,5 +1,6 @@
 """NVIDIA GPUs as nvidia-smi tells of them: torch would take some hundred MB of a GPU to look at it."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from kdguard.errors import KdguardError
 
 SECONDS = 10  # that nvidia-smi is waited for
+SMALL = 0.2  # GiB that are not worth a word
 DRIVERS = "https://www.nvidia.com/drivers"
 _CUDA = re.compile(r"CUDA (?:UMD )?Version\s*:\s*(\d+)\.(\d+)")  # drivers from 610 on say UMD
 
@@ -70,6 +72,25 @@ def processes() -> dict[str, list[Process]]:
         name = row["process_name"].replace("\\", "/").rsplit("/", 1)[-1]
         found.setdefault(row["gpu_uuid"], []).append(Process(int(row["pid"]), name, _gib(row["used_memory"])))
     return found
+
+
+def others(uuid: str | None = None) -> list[str]:
+    """Other programs that hold SMALL or more of the GPU, in words; of all GPUs without a uuid.
+
+    To be asked before this one holds any: in a container it does not know itself by its number. What nvidia-smi cannot
+    tell is left out; `kdguard doctor` says why.
+    """
+    try:
+        found = processes()
+    except KdguardError:
+        return []
+    return [
+        f"{each.name} (process {each.pid}) holds {each.gib:.1f} GiB of the GPU"
+        for gpu, there in found.items()
+        if uuid in (None, gpu)
+        for each in there
+        if each.gib and each.gib >= SMALL and each.pid != os.getpid()
+    ]
 
 
 def cuda_version() -> tuple[int, int] | None:

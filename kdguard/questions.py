@@ -63,7 +63,9 @@ class Asked:
 
 def asked_in(run: Run, config: TuneConfig, events: Events) -> Asked:
     """Read a finished run's data and probes again. Raises InputError when those have changed."""
-    tokenizer = own_tokenizer(run.path / run_folder.ADAPTER) or load_tokenizer(config.model, config.revision)
+    tokenizer = own_tokenizer(run.path / run_folder.ADAPTER) or load_tokenizer(
+        config.model, config.revision, trust_remote_code=config.trust_remote_code
+    )
     renderer = Renderer(tokenizer)
     rows = read_data(config, renderer, events) if config.data else None
     new = new_questions(rows, config) if rows else []

@@ -54,7 +54,7 @@ def show(config: TuneConfig, first: int, chosen: Collection[int] = ()) -> tuple[
 
     Raises InputError for a model or data that cannot be read at all, and for a chosen row that is not there.
     """
-    renderer = Renderer(load_tokenizer(config.model, config.revision))
+    renderer = Renderer(load_tokenizer(config.model, config.revision, trust_remote_code=config.trust_remote_code))
     wanted = chosen or range(1, first + 1)
     shown: list[Shown] = []
     number = 0

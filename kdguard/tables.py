@@ -20,7 +20,7 @@ from kdguard.report.contract import Report
 from kdguard.report.figures import Pair
 from kdguard.report.run import Run
 from kdguard.report.why import in_words
-from kdguard.terminal import SHOWN, plain
+from kdguard.terminal import SHOWN, plain, warning_lines
 
 T = TypeVar("T")
 
@@ -34,6 +34,8 @@ def print_run(out: Console, run: Run, verdict: str) -> None:
         change = report["kept"]["change_ci95"]
         by = f"; right answers changed by {change[0]:+.1%} to {change[1]:+.1%} (95 %)" if change else ""
         out.print(f"{told[0].upper()}{told[1:]}{by}.")
+    if found := report.get("warnings"):
+        out.print(warning_lines(found))
     forgotten = [pair for pair in run.probes if pair.outcome == "forgotten"]
     if forgotten:
         out.print(answers_table("forgotten", forgotten))
@@ -108,6 +110,9 @@ def print_comparison(out: Console, runs: Sequence[Run]) -> None:
     found = compare(runs)
     out.print()
     out.print(figures_table([(name, run.report) for name, run in zip(found.names, runs, strict=True)]))
+    named = zip(found.names, runs, strict=True)
+    if warnings := [f"{name}: {what}" for name, run in named for what in run.report.get("warnings", ())]:
+        out.print(warning_lines(warnings))
     if found.differ is None:
         out.print("\nThese runs were asked different probes: only their figures stand beside each other.")
     elif found.differ:

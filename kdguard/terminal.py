@@ -83,6 +83,8 @@ class Terminal:
             self.sampled = f", learned {shares[0]:.0%}, kept {shares[1]:.0%}"
         elif kind == "watched":
             self.watched = f", watched forgot {event['forgotten']}/{event['known']}, weight {event['next_weight']:.3g}"
+        elif kind == "warning":
+            self.out.print(warning_lines([event["what"]]))
         elif kind == "leaner":
             where = f"in step {event['step']:,}" if "step" in event else f"while {PHASES[event['phase']]}"
             self.out.print(f"  memory ran out {where}: {event['what']}; going on")
@@ -173,6 +175,13 @@ def print_checks(out: Console, checks: Sequence[Check]) -> None:
 def plain(text: str) -> str:
     """People's and models' text on one line, as it is: nothing in it styles or steers the terminal."""
     return escape(_CONTROL.sub(" ", " ".join(text.split())))
+
+
+def warning_lines(warnings: Sequence[str]) -> Table:
+    table = Table.grid(padding=(0, 1))
+    for what in warnings:
+        table.add_row(" [yellow]warning[/]", plain(what))
+    return table
 
 
 def print_error(message: str, hint: str) -> None:

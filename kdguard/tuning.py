@@ -25,6 +25,7 @@ from kdguard.errors import InputError
 from kdguard.events import Events, read_events
 from kdguard.files import write_whole
 from kdguard.fit import needed_gib
+from kdguard.gpu import others
 from kdguard.guard.budget import BudgetKeeper, settle
 from kdguard.guard.checkpoint import last_whole
 from kdguard.guard.lean import Lean
@@ -40,6 +41,7 @@ from kdguard.model.load import (
     load_base,
     load_tokenizer,
     save_adapter,
+    uuid,
 )
 from kdguard.model.memory import at_once
 from kdguard.model.packing import keeps_rows_apart
@@ -52,6 +54,7 @@ from kdguard.questions import new_questions, read_data, row_of
 from kdguard.report import run as run_folder
 from kdguard.report.build import build_report, write_report
 from kdguard.report.contract import Report
+from kdguard.report.warn import ces_in, few_known
 from kdguard.training import Sample, SaveByTime, Stops, Tell, refuse_missing, trained_before, training_arguments
 
 MAX_REHEARSAL = 8192  # rehearsal rows written by the base; more passes walk through them again
@@ -129,9 +132,12 @@ def _tune(
     started, out = time.time(), config.out
     probes = load_probes(config.probes)
     watched, scored = split(probes, config.seed, config.budget) if config.budget is not None else ([], probes)
-    tokenizer = load_tokenizer(config.model, config.revision)
+    tokenizer = load_tokenizer(config.model, config.revision, trust_remote_code=config.trust_remote_code)
     renderer = Renderer(tokenizer)
     rows = read_data(config, renderer, events)
+    if device().type == "cuda":
+        for what in others(uuid()):
+            events.emit("warning", what=f"{what}: end it, or the run may run out of memory or be slow")
     events.emit("phase", name="load")
     base = load_base(
         config.model,
@@ -139,6 +145,7 @@ def _tune(
         revision=config.revision,
         tokenizer=tokenizer,
         embeddings=config.embeddings,
+        trust_remote_code=config.trust_remote_code,
     )
     config = config.model_copy(update={"lr": config.lr or default_lr(base.model, config.goal)})
     new = new_questions(rows, config)
@@ -212,6 +219,9 @@ def _tune(
     if resume:
         at_once.as_in(events.path)
     probes_before, new_before = answers("probes", "before", scored), answers("new", "before", new)
+    doubts = few_known(sum(answer.correct for answer in probes_before), len(scored))
+    for what in doubts:
+        events.emit("warning", what=what)
     watched_before = answers("watched", "before", watched) if watched else []
     at_once.tell = lambda what, **how: events.leaner(f"{what}; the base was asked in larger ones", **how)
     rehearsal = _rehearsal(config, base.model, renderer, checkpoints, rows, events, resume)
@@ -231,7 +241,7 @@ def _tune(
     guard = Guard(config.guard_weight if config.guard else 0.0, config.guard_temperature, config.guard_masked)
     if config.guard and config.teacher == "warmup":
         events.emit("phase", name="warm up")
-        known_rows = [rows[row_of(answer.id)] for answer in new_before if answer.correct]
+        known_rows = rows.take([row_of(answer.id) for answer in new_before if answer.correct])
         guard.teacher = warm_up(model, known_rows, collate, arguments, resume=resume, packing=packing, **less)
     trainer = GuardedTrainer(
         model,
@@ -287,6 +297,7 @@ def _tune(
         probes=(probes_before, probes_after),
         new=(new_before, new_after),
         drift=drift(model, for_drift, padded),
+        ces=ces_in(events.path),
         cost={
             "steps": trainer.state.global_step,
             "tokens": plan["tokens"] * config.epochs,
@@ -297,6 +308,9 @@ def _tune(
             "leaner": [event["what"] for event in read_events(events.path) if event["event"] == "leaner"],
         },
     )
+    for what in report["warnings"]:
+        if what not in doubts:
+            events.emit("warning", what=what)
     save_adapter(model, out / run_folder.ADAPTER)
     write_report(out, report, events)
     return report

@@ -37,7 +37,8 @@ REPORT = {
     "cost": {"steps", "tokens", "seconds", "tokens_per_second", "peak_memory_gib"},
     "budget": None,
 }
-FILES = """config.yaml events.jsonl probes/before.jsonl probes/after.jsonl new/before.jsonl new/after.jsonl
+FILES = """config.yaml fingerprint.json events.jsonl
+probes/before.jsonl probes/after.jsonl new/before.jsonl new/after.jsonl
 adapter/adapter_model.safetensors adapter/adapter_config.json adapter/README.md checkpoints report.json report.html"""
 
 
@@ -83,7 +84,7 @@ def test_on_its_way_a_run_is_sampled(finished):
 
 def test_the_report_is_the_contract(finished):
     report = json.loads(finished[1].stdout)
-    assert set(report) == {*REPORT, "levels", "adopted"}
+    assert set(report) == {*REPORT, "levels", "adopted", "warnings"}
     for key, fields in REPORT.items():
         if fields:
             assert fields <= set(report[key]), key

@@ -39,6 +39,26 @@ def flag(field: str, *names: str) -> Any:
     return typer.Option(*names, help=f"{info.description}{default}".replace("[", "\\["), show_default=False)
 
 
+def _warn_of_code(on: bool) -> bool:
+    from kdguard.terminal import err
+
+    if on:
+        err.print(
+            "warning  --trust-remote-code: Python code that comes with the model will run here and can do all that "
+            "you can: read and delete your files, use your network",
+            style="yellow",
+            soft_wrap=True,
+            markup=False,
+        )
+    return on
+
+
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", callback=_warn_of_code, help=TuneConfig.model_fields["trust_remote_code"].description
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="print JSON on standard output and nothing else")]
 
 

@@ -11,6 +11,7 @@ import typer
 
 from kdguard.cli.app import (
     Json,
+    Trust,
     app,
     fail,
     flag,
@@ -41,6 +42,7 @@ def check(
     max_length: Annotated[int | None, flag("max_length", "--max-length")] = None,
     last_turn: Annotated[bool | None, flag("last_turn", "--last-turn/--all-turns")] = None,
     quant: Annotated[str | None, flag("quant", "--quant")] = None,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Show what is wrong with DATA and where; with a model, what it already knows of DATA and what contradicts it.
@@ -60,7 +62,7 @@ def check(
             "add --model FOLDER_OR_HUB_ID",
         )
     flags = {"data": data, "columns": columns, "probes": probes, "prompts": prompts, "quant": quant}
-    flags |= {"max_length": max_length, "last_turn": last_turn}
+    flags |= {"max_length": max_length, "last_turn": last_turn, "trust_remote_code": trust_remote_code}
     config = resolve(flags | {"model": model or "demo"})
     if fix:
         refuse_out(fix)
@@ -116,6 +118,7 @@ def show(
     last_turn: Annotated[bool | None, flag("last_turn", "--last-turn/--all-turns")] = None,
     model: Annotated[str | None, flag("model", "--model")] = None,
     preset: Annotated[str | None, flag("preset", "--preset")] = None,
+    trust_remote_code: Trust = False,
     max_length: Annotated[int | None, flag("max_length", "--max-length")] = None,
     row: Annotated[list[int] | None, typer.Option(min=1, help="show this row, counted from 1; repeatable")] = None,
     rows: Annotated[

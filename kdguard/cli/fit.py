@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kdguard.cli.app import Json, app, flag, listening
+from kdguard.cli.app import Json, Trust, app, flag, listening
 from kdguard.config import TuneConfig
 
 Vram = Annotated[str | None, typer.Option("--vram", help="a card's memory, such as 8GB, in place of what is here")]
@@ -29,6 +29,7 @@ def fit(
     model: Annotated[str | None, flag("model", "--model")] = None,
     preset: Annotated[str | None, flag("preset", "--preset")] = None,
     revision: Annotated[str | None, flag("revision", "--revision")] = None,
+    trust_remote_code: Trust = False,
     max_length: Annotated[int | None, flag("max_length", "--max-length")] = None,
     micro_batch_size: Annotated[int | None, flag("micro_batch_size", "--micro-batch-size")] = None,
     packing: Annotated[bool | None, flag("packing", "--packing/--no-packing")] = None,

@@ -8,6 +8,7 @@ import typer
 
 from kdguard.cli.app import (
     Json,
+    Trust,
     app,
     flag,
     listening,
@@ -36,6 +37,7 @@ def ask(
     prompts: Annotated[int, typer.Option(min=1, help="ways in which each probe is asked")] = 4,
     samples: Annotated[int, typer.Option(min=0, help="samples a way, of probes that no greedy answer gets right")] = 16,
     quant: Annotated[str | None, flag("quant", "--quant")] = None,
+    trust_remote_code: Trust = False,
     seed: Annotated[int, typer.Option(help="seed of the few-shot examples and the samples")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -46,7 +48,7 @@ def ask(
     from dataclasses import asdict
 
     from kdguard.probes.packs import load_probes
-    from kdguard.report.run import ADAPTER, REPORT, read_run
+    from kdguard.report.run import ADAPTER, FINGERPRINT, REPORT, read_run
     from kdguard.tables import level_table
     from kdguard.terminal import console
 
@@ -59,13 +61,21 @@ def ask(
         events.emit("phase", name="load")
 
         from kdguard.data.tokens import Renderer
+        from kdguard.model.fingerprint import refuse_other_base
         from kdguard.model.load import load_base, load_tuned, own_tokenizer
         from kdguard.model.memory import at_once
         from kdguard.probes.levels import grade
 
         tokenizer = own_tokenizer(run / ADAPTER) if run else None
-        base = load_base(name, quant=quant or config["quant"], revision=config["revision"], tokenizer=tokenizer)
+        base = load_base(
+            name,
+            quant=quant or config["quant"],
+            revision=config["revision"],
+            tokenizer=tokenizer,
+            trust_remote_code=trust_remote_code,
+        )
         if run:
+            refuse_other_base(run / FINGERPRINT, base, events)
             load_tuned(base, run / ADAPTER)
         at_once.tell = events.leaner
         events.emit("phase", name="grade")

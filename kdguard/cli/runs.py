@@ -9,6 +9,7 @@ import typer
 from kdguard.cli.app import (
     OVER_BUDGET,
     Json,
+    Trust,
     app,
     compare_runs,
     fail,
@@ -58,10 +59,18 @@ def adopt(
     prompts: Annotated[int | None, flag("prompts", "--prompts")] = None,
     quant: Annotated[str | None, flag("quant", "--quant")] = None,
     seed: Annotated[int | None, flag("seed", "--seed")] = None,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Make a run folder for an adapter that another tool trained: what did it forget? Then dial, compare, look."""
-    settings = {"columns": columns, "probes": probes, "prompts": prompts, "quant": quant, "seed": seed}
+    settings = {
+        "columns": columns,
+        "probes": probes,
+        "prompts": prompts,
+        "quant": quant,
+        "seed": seed,
+        "trust_remote_code": trust_remote_code,
+    }
     with listening(as_json, base or adapter) as events:
         from kdguard import adopt as story
 
@@ -75,6 +84,7 @@ def explain(
     control: Annotated[
         bool, typer.Option("--control", help="also train on facts that the base knows, and count what that forgets")
     ] = False,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Show which training rows made a run forget, and why: they lie nearest to what was forgotten."""
@@ -86,7 +96,7 @@ def explain(
     with listening(as_json, finished.config["model"]) as events:
         from kdguard import explain as story
 
-        found = story.explain(finished, events, control=control)
+        found = story.explain(finished, events, control=control, trust_remote_code=trust_remote_code)
     if as_json:
         print(json.dumps(found, indent=2))
     else:
@@ -102,6 +112,7 @@ def dial(
     budget: Annotated[str | None, typer.Option(help="write the best strength that forgets at most this")] = None,
     strength: Annotated[float | None, typer.Option(help="write this strength, more than 0 and at most 1")] = None,
     steps: Annotated[int, typer.Option(min=1, help="strengths measured above 0, evenly spaced")] = 10,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Show learned and forgotten at several strengths of the adapter; write one of them. No training."""
@@ -117,7 +128,9 @@ def dial(
         from kdguard import dial as story
 
         strengths = [step / steps for step in range(steps + 1)]
-        points, chosen = story.dial(finished, strengths, events, budget=budget, choose=strength)
+        points, chosen = story.dial(
+            finished, strengths, events, budget=budget, choose=strength, trust_remote_code=trust_remote_code
+        )
     figures = [point.figures() for point in points]
     at = chosen.strength if chosen else None
     if as_json:

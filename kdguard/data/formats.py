@@ -17,7 +17,7 @@ EXPECTED = (
 )
 _OPENAI = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _SHAREGPT = {**_OPENAI, "human": "user", "gpt": "assistant", "model": "assistant", "chatgpt": "assistant"}
-_PLAIN = re.compile(r"[\w.-]+(?: [\w.-]+)*")  # a column's name that a person can type after --columns
+_PLAIN = re.compile(r"(?!.{100})[\w.-]+(?: [\w.-]+)*")  # a column's name that a person can type after --columns
 _TURNS = '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
 _TOOLS = ("tool", "function", "function_call", "observation", "ipython")
 

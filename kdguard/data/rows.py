@@ -42,12 +42,13 @@ _SCHEMA = pa.schema(
 class Rows(Sequence[Row]):
     """Rows by their place, and the example that each is of. What lies in a file is read from there when it is needed.
 
-    lengths, targets, cut: tokens, target tokens and tokens left out of each row, (rows,). asks: whether it has a
-    question, which plain text has not, (rows,). formats: those found.
+    places: of each row among all. lengths, targets, cut: tokens, target tokens and tokens left out of each row,
+    (rows,). asks: whether it has a question, which plain text has not, (rows,). formats: those found.
     """
 
-    def __init__(self, table: pa.Table) -> None:
+    def __init__(self, table: pa.Table, places: Sequence[int] | None = None) -> None:
         self.table = table
+        self.places = range(len(table)) if places is None else places
         self.lengths, self.targets, self.cut = (table[name].to_numpy() for name in ("length", "targets", "cut"))
         self.asks = table["asks"].to_numpy()
         self.formats: list[str] = pc.unique(table["format"]).to_pylist()
@@ -59,6 +60,10 @@ class Rows(Sequence[Row]):
         ids, target = (self.table[name][place].as_py() for name in ("ids", "target"))
         labels = [token if chosen else IGNORE for token, chosen in zip(ids, target, strict=True)]
         return Row(ids, labels, int(self.cut[place]))
+
+    def take(self, places: Sequence[int]) -> "Rows":
+        """Some of the rows."""
+        return Rows(self.table.take(pa.array(places, pa.int64())), places)
 
     def example(self, place: int) -> Example:
         """The example of a row; of a plain text without the text."""

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from kdguard.events import Events
 from kdguard.files import write_whole
 from kdguard.guard.teacher import Guard
+from kdguard.model.adapter import put_adapter
 from kdguard.model.load import save_adapter
 from kdguard.model.strength import scale_adapter
 from kdguard.probes.watch import Allowance, Settled
@@ -115,7 +116,7 @@ def settle(model: PeftModel, keeper: BudgetKeeper, step: int, learned: Callable[
     end = {name: weight.clone() for name, weight in get_peft_model_state_dict(model).items()}
     earlier = next((entry for entry in reversed(keeper.history) if keeper.adapter_of(entry).exists()), None)
     if earlier:
-        model.load_adapter(keeper.adapter_of(earlier), model.active_adapter, is_trainable=True)
+        put_adapter(model, keeper.adapter_of(earlier), model.active_adapter)
         done = f"the end of training was over it; the adapter of step {earlier['step']:,} was kept"
         ways.append((learned(), Settled(keeper.allowance, 1.0, earlier["forgotten"], done)))
     if not ways:

@@ -77,12 +77,15 @@ class SafeTrainer(Trainer):
         self._make_room()
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def save_last_step(self) -> None:
-        """Save a checkpoint of the last whole optimiser step, from wherever in the next one, unless there is one."""
+    def save_last_step(self) -> str:
+        """Save a checkpoint of the last whole optimiser step, from wherever in the next one: its name, or nothing."""
+        if not self.state.global_step or self.args.save_strategy == "no" or self.is_deepspeed_enabled:
+            return ""  # DeepSpeed's optimiser has stepped within backward
         folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.state.global_step and self.args.save_strategy != "no" and not _is_whole(folder):
+        if not _is_whole(folder):
             _set_random_states(self._random)
             self._save_checkpoint(self.model, trial=None)
+        return folder.name
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._beside or super()._get_output_dir(trial))

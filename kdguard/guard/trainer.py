@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from peft import PeftModel
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler
-from transformers import TrainerCallback
 
 from kdguard.data.rows import Rows
-from kdguard.errors import InputError, KdguardError
+from kdguard.errors import InputError
+from kdguard.guard.finite import refuse_no_targets, stop_not_finite
 from kdguard.guard.kept import KeptStates
 from kdguard.guard.lean_trainer import LeanTrainer
 from kdguard.guard.lower import lower_layers
+from kdguard.guard.moves import AdapterMoves
 from kdguard.guard.teacher import Guard, count, install
 from kdguard.model.head import check_head
 
@@ -139,9 +139,10 @@ class GuardedTrainer(LeanTrainer):
     shorten: whether the longest rows may be cut, once nothing else is left.
     on_step_down: called with what was done, in words, and `step`, its number.
 
-    Raises InputError for a model whose head is trained; KdguardError when training goes wrong silently, with a loss
-    that is not a number or an adapter that does not move; OutOfMemory when nothing that takes less memory is left,
-    after a checkpoint of the last whole step.
+    Raises InputError for a model whose head is trained and a step without targets; KdguardError when training goes
+    wrong silently, with an adapter that does not move, or, before it touches a weight and after a checkpoint of the
+    last whole step, a loss or gradient that is not finite; OutOfMemory, after such a checkpoint too, when nothing that
+    takes less memory is left.
     """
 
     def __init__(
@@ -181,7 +182,7 @@ class GuardedTrainer(LeanTrainer):
             self.args.gradient_accumulation_steps = self._sampler().accumulation
         self.args.logging_nan_inf_filter = False  # it would replace a NaN in the log and train on
         self.loss_is_scaled_for_ga = True  # the counts are of the whole step
-        self.add_callback(_AdapterMoves(self.accelerator))
+        self.add_callback(AdapterMoves(self.accelerator))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         finished = False
@@ -252,10 +253,26 @@ class GuardedTrainer(LeanTrainer):
         counts = count(inputs) if num_items_in_batch is None else num_items_in_batch
         outputs = model(**inputs, counts=(counts[0], counts[1]))
         if model.training:
-            self._parts += torch.stack([outputs["ce"], outputs["kl"]]).detach().double().cpu()
+            parts = torch.stack([outputs["ce"], outputs["kl"]]).detach().double().cpu()
+            if not parts.isfinite().all():
+                stop_not_finite(self, "the loss")
+            self._parts += parts
         # DDP and FSDP average gradients over processes; the counts already divide by all of them.
         loss = outputs["loss"] * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
+        counts = super()._get_num_items_in_batch(batch_samples, device)
+        if not counts[0]:
+            refuse_no_targets(self)
+        return counts
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
+        # With fp16 an infinite gradient only lowers the loss scale, and the step is skipped.
+        if norm is not None and not self.args.fp16 and not math.isfinite(norm):
+            stop_not_finite(self, "the gradient")
+        return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -263,13 +280,6 @@ class GuardedTrainer(LeanTrainer):
             logs["ce"], logs["kl"] = (parts / max(1, self._steps)).tolist()
             self._parts.zero_()
             self._steps = 0
-            # With fp16 an infinite gradient only lowers the loss scale, and the step is skipped.
-            norm = 0.0 if self.args.fp16 else logs.get("grad_norm", 0.0)
-            if not all(torch.isfinite(torch.tensor([logs["loss"], norm]))):
-                raise KdguardError(
-                    f"the loss stopped being a number at step {self.state.global_step}",
-                    f"lower the learning rate: --lr {self.args.learning_rate / 4:g}",
-                )
         super().log(logs, start_time)
 
 
@@ -291,34 +301,6 @@ class _Loader(DataLoader):
 
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)
-
-
-class _AdapterMoves(TrainerCallback):
-    """Stops a run in which nothing trains: LoRA's B starts at zero and must have left it once the rate was above 0."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
-        self.checked = False
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        self.rate = kwargs["optimizer"].param_groups[0]["lr"]
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        if self.rate > 0 and not self.checked and not self.accelerator.optimizer_step_was_skipped:
-            self.checked = True
-            still = [
-                name
-                for name, weight in model.named_parameters()
-                if weight.requires_grad
-                and "lora_B" in name
-                and "expert" not in name
-                and not weight.any()  # an expert may wait for its tokens
-            ]
-            if still:
-                raise KdguardError(
-                    f"{len(still)} adapter weights did not move in the first step, {still[0]} among them",
-                    "this model's layers pass no gradient to them; please report it with the model's name",
-                )
 
 
 def _lengths(rows: Any) -> Sequence[int]:

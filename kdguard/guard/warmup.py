@@ -17,6 +17,7 @@ from kdguard.data.tokens import Row
 from kdguard.errors import KdguardError
 from kdguard.guard.teacher import Guard, take_snapshot
 from kdguard.guard.trainer import GuardedTrainer
+from kdguard.model.adapter import put_adapter
 from kdguard.model.load import save_adapter
 
 NAME = "teacher"
@@ -40,8 +41,8 @@ def warm_up(
     """
     kept = Path(arguments.output_dir) / "warm-up"
     if resume and kept.exists():
-        model.load_adapter(kept / NAME, NAME)
-        model.load_adapter(kept / NAME, model.active_adapter, is_trainable=True)
+        put_adapter(model, kept / NAME, NAME)
+        put_adapter(model, kept / NAME, model.active_adapter)
         return NAME
     if not known:
         raise KdguardError(

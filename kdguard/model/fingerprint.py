@@ -15,6 +15,7 @@ from kdguard import __version__
 from kdguard.config import TuneConfig
 from kdguard.data.rows import Rows
 from kdguard.errors import InputError
+from kdguard.events import Events
 from kdguard.model.load import Base, compute_dtype, device, source
 
 LIBRARIES = "torch", "transformers", "peft", "bitsandbytes", "accelerate", "tokenizers"
@@ -42,7 +43,10 @@ def fingerprint(config: TuneConfig, base: Base, rows: Rows) -> dict[str, str]:
     names, and what decides the training under `--flag`. A second for a 7B base; a second more per 200 M tokens.
     """
     values = config.model_dump(mode="json", exclude=_NOT_COMPARED)
-    flags = {f"--{key.replace('_', '-')}": json.dumps(value) for key, value in values.items()}
+    flags = {
+        f"--{key.replace('_', '-')}": value if isinstance(value, str) else json.dumps(value)
+        for key, value in values.items()
+    }
     return {
         **of_base(base),
         "data": _digest(_data(rows, base.tokenizer)),
@@ -100,21 +104,22 @@ def read_fingerprint(path: Path) -> dict[str, str] | None:
         raise InputError(f"{path}: this file is damaged", "delete it to go on without comparing") from None
 
 
-def refuse_other_base(path: Path, base: Base) -> list[str]:
+def refuse_other_base(path: Path, base: Base, events: Events | None = None) -> None:
     """Compare a loaded base with that of the run whose fingerprint is in the file `path`.
 
-    Returns the libraries that differ, in words: they are worth a note. Raises InputError for another base, tokenizer,
-    chat template or quantisation, with which the adapter would answer what nobody trained it to.
+    Libraries of another version are worth a warning. Raises InputError for another base, tokenizer, chat template or
+    quantisation, with which the adapter would answer what nobody trained it to.
     """
     was = read_fingerprint(path)
     if was is None:
-        return []
+        return
     if differs := changes(was, of_base(base)):
         raise InputError(
-            f"{base.name}: not what {path.parent} was trained on: {', '.join(differs)} differs",
-            f"put back the model that was there then; kdguard tune --config {path.parent / 'config.yaml'} tunes anew",
+            f"{base.name}: not what {path.parent} was trained on; other than then: {', '.join(differs)}",
+            f"put back what was there then, or tune anew: kdguard tune --config {path.parent / 'config.yaml'}",
         )
-    return changes(was, versions())
+    if events and (differs := changes(was, versions())):
+        events.emit("warning", what=f"{path.parent} was trained with other versions: {', '.join(differs)}")
 
 
 def _digest(parts: Iterable[Any]) -> str:

@@ -1,6 +1,7 @@
 """Load a quantised base, put LoRA on it, and look at the base with the adapters switched off."""
 
 import gc
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi, try_to_load_from_cache
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,7 +26,9 @@ from kdguard.data.tokens import with_chat_template
 from kdguard.demo import MODEL as DEMO
 from kdguard.errors import InputError, OutOfMemory
 from kdguard.files import writing_folder
+from kdguard.model.adapter import put_adapter
 from kdguard.model.embedding import LookedUp, free_embeddings
+from kdguard.model.folder import BROKEN, ask_hub, check_weights, code_needed, refuse_links_out, unloadable
 from kdguard.model.memory import ran_out
 
 
@@ -47,6 +48,11 @@ class Base:
 
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def uuid() -> str | None:
+    """The GPU's, as nvidia-smi has it; None where there is none."""
+    return f"GPU-{torch.cuda.get_device_properties(0).uuid}" if torch.cuda.is_available() else None
 
 
 def compute_dtype() -> torch.dtype:
@@ -70,40 +76,45 @@ def quantization(quant: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     }[quant]
 
 
-def load_config(name: str, revision: str | None = None, *, weights: bool = True) -> PretrainedConfig:
+def load_config(
+    name: str, revision: str | None = None, *, weights: bool = True, trust_remote_code: bool = False
+) -> PretrainedConfig:
     """The config of a hub id, a local folder or `demo`. Raises InputError when there is no such model.
 
-    weights: whether a folder needs them too.
+    weights: whether a folder needs them too. trust_remote_code: whether code that comes with the model may be run.
     """
     path = Path(name)
-    if name != "demo" and path.is_dir():
+    if name != "demo" and os.path.isdir(name):
         if not (path / "config.json").is_file():
             raise InputError(
                 f"{name}: found no config.json in this folder", "--model FOLDER with a transformers model in it"
             )
-        if weights and not list(path.glob("*.safetensors")):
-            raise InputError(
-                f"{name}: found no weights (*.safetensors) in this folder", "download or save the whole model there"
-            )
+        if weights:
+            check_weights(path)
     elif name != "demo" and (path.is_absolute() or name.startswith(".") or name.count("/") != 1):
         raise InputError(
             f"{name}: no such model folder", "--model FOLDER, --model OWNER/NAME from the hub, or --model demo"
         )
-    if name != "demo" and not path.is_dir():
-        _ask_hub(name, revision)
+    if name != "demo" and not os.path.isdir(name):
+        ask_hub(name, revision)
     try:
-        return AutoConfig.from_pretrained(source(name), revision=revision)
-    except (OSError, ValueError) as error:
-        raise _unloadable(name, error) from None
+        config = AutoConfig.from_pretrained(source(name), revision=revision, trust_remote_code=trust_remote_code)
+    except BROKEN as error:
+        raise unloadable(name, error) from None
+    if "/" in str(config._attn_implementation) and not trust_remote_code:  # a kernel, to be fetched from the hub
+        raise code_needed(name)
+    return config
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name: str, revision: str | None = None, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
     """The model's tokenizer, ready to render conversations. Raises InputError as `load_config` does."""
-    load_config(name, revision)
+    load_config(name, revision, trust_remote_code=trust_remote_code)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source(name), revision=revision)
-    except (OSError, ValueError) as error:
-        raise _unloadable(name, error) from None
+        tokenizer = AutoTokenizer.from_pretrained(source(name), revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the tokenizers library raises no other kind for a broken file
+        raise unloadable(name, error) from None
     return with_chat_template(tokenizer)
 
 
@@ -114,6 +125,7 @@ def load_base(
     revision: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     embeddings: str = "cpu",
+    trust_remote_code: bool = False,
 ) -> Base:
     """Load a causal language model, frozen: NF4 with double quantisation (QLoRA, arXiv 2305.14314), 8-bit, or as it is.
 
@@ -124,7 +136,7 @@ def load_base(
     Raises InputError when the model is not there or cannot be loaded, OutOfMemory when it does not fit by itself.
     """
     gc.collect()  # a base that an earlier run has left behind: two may not fit into memory
-    config = load_config(name, revision)
+    config = load_config(name, revision, trust_remote_code=trust_remote_code)
     if hasattr(config, "attention_dropout"):
         config.attention_dropout = 0.0  # teacher and student must see the same network
     dtype = compute_dtype()
@@ -137,14 +149,15 @@ def load_base(
             quantization_config=quantization(quant, dtype),
             device_map={"": device()},
             use_safetensors=True,
+            trust_remote_code=trust_remote_code,
         )
-    except (OSError, ValueError, RuntimeError, MemoryError, SafetensorError) as error:
+    except (*BROKEN, MemoryError) as error:
         if ran_out(error):
             raise OutOfMemory(
                 f"{name}: memory ran out while the base was loaded",
                 "close what else uses the GPU, or take a smaller model: kdguard presets",
             ) from None
-        raise _unloadable(name, error) from None
+        raise unloadable(name, error) from None
     for module in model.modules():
         # bitsandbytes repacks a 4-bit weight in place on the first no-grad forward in eval mode on CPUs with
         # AVX512-BF16; after that, backward through it silently gives its input no gradient.
@@ -156,7 +169,7 @@ def load_base(
     if device().type == "cuda" and quant != "none" and embeddings == "cpu":
         free_embeddings(model)
     model.generation_config = plain_generation(model.generation_config)
-    return Base(name, model, tokenizer or load_tokenizer(name, revision))
+    return Base(name, model, tokenizer or load_tokenizer(name, revision, trust_remote_code=trust_remote_code))
 
 
 def plain_generation(made: GenerationConfig) -> GenerationConfig:
@@ -169,29 +182,22 @@ def plain_generation(made: GenerationConfig) -> GenerationConfig:
 def load_tuned(base: Base, adapter: Path, name: str = "default") -> PeftModel:
     """Put a trained adapter on its base, or beside those it has, under a name that is its own.
 
-    Raises InputError when it is not there or does not belong to it.
+    Raises InputError when it is not there, is not plain LoRA or does not belong to it.
     """
-    try:
-        if isinstance(base.model, PeftModel):
-            base.model.load_adapter(str(adapter), name)
-            return base.model
-        return PeftModel.from_pretrained(base.model, adapter, adapter_name=name)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(
-            f"{adapter}: this adapter could not be loaded ({reason})", "tune again, or name its own base"
-        ) from None
+    return put_adapter(base.model, adapter, name)
 
 
 def own_tokenizer(adapter: Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer that was saved with an adapter, as other tools do, for its chat template may not be the base's."""
     if not (adapter / "tokenizer_config.json").is_file():
         return None
+    refuse_links_out(adapter)
     try:
-        return with_chat_template(AutoTokenizer.from_pretrained(adapter))
-    except (OSError, ValueError) as error:
+        return with_chat_template(AutoTokenizer.from_pretrained(adapter, trust_remote_code=False))
+    except Exception as error:  # as in load_tokenizer
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{adapter}: the tokenizer in this folder could not be loaded ({str(error).splitlines()[0]})",
+            f"{adapter}: the tokenizer in this folder could not be loaded ({reason})",
             "delete its tokenizer files to use the base's",
         ) from None
 
@@ -288,23 +294,3 @@ def base_view(model: PeftModel) -> Iterator[PreTrainedModel]:
 def source(name: str) -> str:
     """Where the hub's libraries find a model: its folder or its id."""
     return str(DEMO) if name == "demo" else name
-
-
-def _ask_hub(name: str, revision: str | None) -> None:
-    """Tell at once when the hub cannot be reached or has no such model: the downloads themselves retry for a minute."""
-    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
-        return
-    try:
-        HfApi().model_info(name, revision=revision, timeout=10)
-    except Exception as error:  # whatever the hub's HTTP library raises in this version
-        raise _unloadable(name, error) from None
-
-
-def _unloadable(name: str, error: Exception) -> InputError:
-    reason = str(error).strip().split("\n")[0]
-    if not Path(name).is_dir() and "/" in name:
-        return InputError(
-            f"{name}: this model is not on this machine and could not be fetched from the hub ({reason})",
-            "check the id and the network; gated models need `hf auth login`; a local folder works too",
-        )
-    return InputError(f"{name}: this model could not be loaded ({reason})", "--model FOLDER, OWNER/NAME or demo")

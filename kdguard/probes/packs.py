@@ -1,5 +1,6 @@
 """Probe packs: files of questions with every accepted answer."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,23 +50,26 @@ def load_probes(names: Sequence[str]) -> list[Probe]:
     seen: dict[str, str] = {}
     for name in names:
         path = PACKS / f"{name}.jsonl"
-        if not path.is_file():
+        if not os.path.isfile(path):  # unlike path.is_file(), no error for a name that no file can have
             path = Path(name)
-        if not path.is_file():
+        if not os.path.isfile(path):
             shipped = ", ".join(shipped_packs())
             raise InputError(
                 f"{name}: no such probe pack or file", f"--probes FILE.jsonl, or a shipped pack: {shipped}"
             )
         for where, row in read_rows(path):
-            probe = _probe(row, where, path)
+            probe = read_probe(row, where, path)
             if probe.id in seen:
-                raise InputError(f"{where}: found the id {probe.id!r} again, first in {seen[probe.id]}", "rename one")
+                raise InputError(
+                    f"{where}: found the id {_short(probe.id)} again, first in {seen[probe.id]}", "rename one"
+                )
             seen[probe.id] = where
             probes.append(probe)
     return probes
 
 
-def _probe(row: object, where: str, path: Path) -> Probe:
+def read_probe(row: object, where: str, path: Path) -> Probe:
+    """The probe in a row of the file at `path`. Raises InputError that says what is missing."""
     if not isinstance(row, dict):
         raise InputError(f"{where}: found {type(row).__name__}, expected {_EXPECTED}", "one probe a line")
     row = {"id": f"{path.stem}-{where.rpartition(':')[2]}", "category": path.stem, **row}
@@ -83,13 +87,25 @@ def _probe(row: object, where: str, path: Path) -> Probe:
             or not texts
             or not all(isinstance(text, str) and text.strip() for text in texts)
         ):
-            raise InputError(f"{where}: found {texts!r} in {key!r}, expected a list of texts", 'such as ["Paris"]')
+            raise InputError(
+                f"{where}: found {_short(texts)} in {key!r}, expected a list of texts", 'such as ["Paris"]'
+            )
     answers, choices = tuple(row["answers"]), tuple(row.get("choices") or ())
     if choices and (len(set(choices)) < max(2, len(choices)) or not set(answers) <= set(choices)):
         raise InputError(
-            f"{where}: found the choices {list(choices)} for the answer {answers[0]!r}, expected two or more different "
-            "ones, the answer among them",
+            f"{where}: found the choices {_short(list(choices))} for the answer {_short(answers[0])}, expected two or "
+            "more different ones, the answer among them",
             '"choices": ["Paris", "Rome"], "answers": ["Paris"]',
         )
     rephrased = tuple(row.get("rephrased") or ())
-    return Probe(row["id"], row["category"], row["question"], answers, choices, rephrased)
+    probe = Probe(row["id"], row["category"], row["question"], answers, choices, rephrased)
+    try:
+        "".join((probe.id, probe.category, probe.question, *answers, *choices, *rephrased)).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: found half of a character (a lone surrogate)", "write that text again") from None
+    return probe
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."

@@ -8,6 +8,7 @@ from typing import Any
 
 from kdguard.data.sources import read_rows, read_text
 from kdguard.errors import InputError
+from kdguard.probes.packs import read_probe
 
 Row = dict[str, Any]
 
@@ -78,7 +79,7 @@ def read_public(path: Path) -> list[Row]:
     for where, row in _rows(path):
         reader = next((reader for reader, keys in _SETS.items() if isinstance(row, dict) and keys <= set(row)), None)
         if reader is None:
-            keys = ", ".join(map(repr, row)) if isinstance(row, dict) else type(row).__name__
+            keys = ", ".join(map(repr, row))[:200] if isinstance(row, dict) else type(row).__name__
             raise InputError(
                 f"{where}: found {keys}, expected a row of EntityQuestions, PopQA, TriviaQA or of "
                 "lm-evaluation-harness's --log_samples",
@@ -86,27 +87,35 @@ def read_public(path: Path) -> list[Row]:
             )
         try:
             probe = reader(row)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {str(error)[:200]!r}"
             raise InputError(
-                f"{where}: found a {reader.__name__} row that cannot be read ({type(error).__name__}: {error})",
+                f"{where}: found a {reader.__name__} row that cannot be read ({reason})",
                 "download the file again, or delete that line",
             ) from None
         stem, line = path.stem, where.rpartition(":")[2]
         probe = {"id": f"{stem}-{line}", "category": stem.split(".")[0], **probe}
+        read_probe(probe, where, path)
         found.setdefault(probe["question"], probe)
     return list(found.values())
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    again = "download the file again"
     if path.suffix.lower() == ".tsv":
-        lines = read_text(path).split("\n")
-        for number, row in enumerate(csv.DictReader(lines, delimiter="\t"), 2):
-            yield f"{path}:{number}", row
-    elif path.suffix.lower() == ".json" and read_text(path).lstrip().startswith("{"):
+        reader = csv.DictReader(read_text(path).split("\n"), delimiter="\t")
         try:
-            entries = json.loads(read_text(path)).get("Data", ())
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{error.lineno}: found broken JSON", "download the file again") from None
+            for number, row in enumerate(reader, 2):
+                yield f"{path}:{number}", row
+        except csv.Error as error:
+            raise InputError(f"{path}:{reader.line_num}: found broken TSV ({error})", again) from None
+    elif path.suffix.lower() == ".json" and (text := read_text(path)).lstrip().startswith("{"):
+        try:
+            entries = json.loads(text).get("Data", ())
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}:{getattr(error, 'lineno', 1)}: found broken JSON", again) from None
+        if not isinstance(entries, list):
+            raise InputError(f"{path}: found {type(entries).__name__} as 'Data', expected a list", again)
         for number, row in enumerate(entries, 1):
             yield f"{path}: entry {number}", row
     else:

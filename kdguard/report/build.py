@@ -16,6 +16,7 @@ from kdguard.report import run as run_folder
 from kdguard.report.contract import Report
 from kdguard.report.figures import Kept, Pair, by_category, by_level, kept, learned, pair
 from kdguard.report.render import render
+from kdguard.report.warn import few_known, nothing_learned
 from kdguard.report.why import in_words
 
 FORMAT = 1
@@ -32,10 +33,12 @@ def build_report(
     cost: dict[str, Any],
     settled: Settled | None = None,
     adopted: str | None = None,
+    ces: Sequence[float] = (),
 ) -> Report:
     """The contents of `report.json`. `probes` and `new` are (before, after); shares are 0 to 1.
 
-    settled: what the budget made of the end of training. adopted: the adapter that another tool trained.
+    settled: what the budget made of the end of training. adopted: the adapter that another tool trained. ces: the
+    cross-entropy of each training step, in nats.
     """
     report = {
         "format": FORMAT,
@@ -51,23 +54,30 @@ def build_report(
             "rehearsal": config.rehearsal if config.guard else 0.0,
         },
         "cost": cost,
-        **outcome(settled.strength if settled else 1.0, pair(*probes), new, drift, settled),
+        **outcome(settled.strength if settled else 1.0, pair(*probes), new, drift, settled, config.goal, ces),
     }
     return cast(Report, report)
 
 
 def outcome(
-    strength: float, probes: Sequence[Pair], new: Answers, drift: float, settled: Settled | None
+    strength: float,
+    probes: Sequence[Pair],
+    new: Answers,
+    drift: float,
+    settled: Settled | None,
+    goal: str,
+    ces: Sequence[float] = (),
 ) -> dict[str, Any]:
     """The part of a report that changes with the adapter's strength."""
-    old = kept(probes)
+    old, lesson = kept(probes), learned(*new)
     return {
         "strength": strength,
-        "learned": asdict(learned(*new)),
+        "learned": asdict(lesson),
         "kept": {**asdict(old), "told": old.told},
         "levels": by_level(probes),
         "drift": {"nats_per_token": drift},
         "budget": settled and budget(settled, old),
+        "warnings": [*few_known(old.known, old.n), *nothing_learned(lesson, ces, goal)],
     }
 
 

@@ -88,7 +88,7 @@ class Report(TypedDict):
     """The contents of `report.json`.
 
     data: the training data in short; None for an adapter adopted without them. adopted: the adapter that another tool
-    trained, or None. strength: the scale of the adapter, 0 to 1.
+    trained, or None. strength: the scale of the adapter, 0 to 1. warnings: what to mind in these figures, in words.
     """
 
     format: int
@@ -106,3 +106,4 @@ class Report(TypedDict):
     levels: list[Level]
     drift: Drift
     budget: Budget | None
+    warnings: list[str]

@@ -22,15 +22,19 @@ COLOURS = {
     "#050505": "var(--good)",
 }
 TEXT, LINE, MARK, BAD, GOOD = COLOURS
+_HEIGHT, _LINE, _NEAR = 3.6, 14, 36  # of the picture of runs, in inches; of a name, and of its way up, in points
 _drawing = threading.Lock()  # matplotlib's settings are the whole process's
 
 
-def plot_training(losses: Sequence[Event], sampled: Sequence[Event]) -> str:
-    """Cross-entropy of each step, in a guarded run its KL to the teacher, and what was learned and kept on the way."""
+def plot_training(losses: Sequence[Event], sampled: Sequence[Event], width: float = 8) -> str:
+    """Cross-entropy of each step, in a guarded run its KL to the teacher, and what was learned and kept on the way.
+
+    width: of the picture in inches; the narrower, the larger its text on the page.
+    """
     drawn = {"ce": "cross-entropy, nats", "kl": "KL to teacher, nats"}
     if not any(event["kl"] for event in losses):
         del drawn["kl"]
-    figure, rows = _figure(len(drawn) + bool(sampled))
+    figure, rows = _figure(len(drawn) + bool(sampled), width=width)
     for axes, (key, label) in zip(rows, drawn.items(), strict=False):
         axes.plot([event["step"] for event in losses], [event[key] for event in losses], color=MARK)
         axes.set_ylabel(label)
@@ -73,27 +77,44 @@ def plot_dial(points: Sequence[dict[str, Any]], strength: float) -> str:
     return _svg(figure, "learned and forgotten by the strength of the adapter")
 
 
-def plot_runs(points: Sequence[tuple[str, float, float]]) -> str:
-    """Runs by what they learned and forgot, each with its name: the best lie at the lower right."""
-    figure, [axes] = _figure(1, height=3.6)
+def plot_runs(points: Sequence[tuple[str, float, float]], width: float = 8) -> str:
+    """Runs by what they learned and forgot, each with its name: the best lie at the lower right.
+
+    width: as in plot_training. A name that would not stand near its point is left out.
+    """
+    figure, [axes] = _figure(1, height=_HEIGHT, width=width)
+    least = min(0.5, *(learned for _, learned, _ in points)) - 0.02
+    most = max(0.02, 1.15 * max(forgetting for *_, forgetting in points))
     names: dict[tuple[float, float], list[str]] = {}
     for name, learned, forgetting in points:
         names.setdefault((learned, forgetting), []).append(name)
-    for place, here in names.items():
+    free = {"left": 0.0, "right": 0.0}  # how high, in points, the names on that side already reach
+    for place, here in sorted(names.items(), key=lambda each: each[0][1]):
         axes.scatter(*place, color=MARK, clip_on=False, zorder=3)
-        axes.annotate(
-            ", ".join(here), place, (-6, 6), textcoords="offset points", ha="right", color=TEXT, parse_math=False
-        )
+        side = "left" if place[0] < (least + 1) / 2 else "right"
+        height = place[1] / most * _HEIGHT * 72
+        rise = max(6, free[side] - height)
+        if rise < _NEAR:
+            free[side] = height + rise + _LINE
+            axes.annotate(
+                ", ".join(here),
+                place,
+                (6 if side == "left" else -6, rise),
+                textcoords="offset points",
+                ha=side,
+                color=TEXT,
+                parse_math=False,
+            )
     for axis, label in ((axes.xaxis, "learned"), (axes.yaxis, "forgotten")):
         axis.set_major_formatter(PercentFormatter(1))
         axis.set_label_text(label)
-    axes.set_xlim(min(0.5, *(learned for _, learned, _ in points)), 1.02)
-    axes.set_ylim(top=max(0.02, 1.15 * max(forgetting for *_, forgetting in points)))
+    axes.set_xlim(least, 1.02)
+    axes.set_ylim(top=most)
     return _svg(figure, "learned and forgotten by run")
 
 
-def _figure(rows: int, height: float = 1.8) -> tuple[Figure, Sequence[Axes]]:
-    figure = Figure(figsize=(8, height * rows), layout="constrained")
+def _figure(rows: int, height: float = 1.8, width: float = 8) -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure(figsize=(width, height * rows), layout="constrained")
     axes = list(figure.subplots(rows, sharex=True, squeeze=False).flat)
     for each in axes:
         each.grid(color=LINE, linewidth=0.8)

@@ -8,15 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
+from kdguard.config_file import read_config
 from kdguard.errors import InputError
 from kdguard.events import read_events
-from kdguard.files import write_jsonl
+from kdguard.files import refuse_foreign, write_jsonl
 from kdguard.probes.score import Answer
 from kdguard.report.contract import Report
 from kdguard.report.figures import Pair, pair
+from kdguard.report.schema import read_answers, read_report
 
 CONFIG = "config.yaml"
 EVENTS = "events.jsonl"
@@ -27,6 +28,9 @@ REPORT = "report.json"
 DIAL = "dial.json"
 EXPLAIN = "explain.json"
 LOCK = ".lock"
+
+
+_AGAIN = "run it again, or take the folder from where it came once more"
 
 
 @dataclass(frozen=True)
@@ -49,19 +53,21 @@ def read_run(path: Path) -> Run:
         if (path / CONFIG).is_file():
             raise InputError(f"{path}: this run has not finished", f"kdguard tune --resume --out {path}")
         raise InputError(f"{path}: not a run folder (it has no {REPORT})", "name a folder that kdguard tune wrote")
+    config = read_config(path / CONFIG)
+    wanted = {"model": str, "quant": str, "revision": str | None, "data": str | list | None}
+    if wrong := [key for key, kind in wanted.items() if key not in config or not isinstance(config[key], kind)]:
+        raise InputError(f"{path / CONFIG}: found no {wrong[0]} of a run", _AGAIN)
     try:
         return Run(
             path,
-            yaml.safe_load((path / CONFIG).read_text(encoding="utf-8")),
-            json.loads((path / REPORT).read_text(encoding="utf-8")),
+            config,
+            read_report(path / REPORT),
             probes=read_pairs(path / "probes"),
             new=read_pairs(path / "new"),
             watched=read_pairs(path / "watched") if (path / "watched").exists() else [],
         )
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        raise InputError(
-            f"{path}: this run folder is damaged ({error})", "run it again: kdguard tune --config " + str(path / CONFIG)
-        ) from None
+    except ValueError as error:
+        raise InputError(f"{path}: this run folder is damaged ({error})", _AGAIN) from None
 
 
 def base_of(run: Run) -> tuple[Any, ...]:
@@ -75,7 +81,10 @@ def base_of(run: Run) -> tuple[Any, ...]:
 def read_explained(path: Path) -> dict[str, Any] | None:
     """What `kdguard explain` found of a run, if it was asked."""
     found = path / EXPLAIN
-    return json.loads(found.read_text(encoding="utf-8")) if found.exists() else None
+    try:
+        return json.loads(found.read_bytes()) if found.exists() else None
+    except (OSError, ValueError, RecursionError):
+        raise InputError(f"{found}: this file is damaged", f"kdguard explain {path}") from None
 
 
 def refuse_used(path: Path, hint: str) -> None:
@@ -112,24 +121,17 @@ def at_work(path: Path) -> Iterator[None]:
 
 
 def unfinished_config(path: Path) -> Path:
-    """The config of a run that can be gone on with. Raises InputError when there is none, or it has finished."""
+    """The config of a run that can be gone on with. Raises InputError where it has finished or is not ours."""
     if not (path / CONFIG).is_file():
         raise InputError(f"{path}: there is no run here to go on with", f"kdguard tune DATA --out {path}")
     if (path / REPORT).is_file():
         raise InputError(f"{path}: this run has finished", f"kdguard compare {path}")
+    refuse_foreign(path)
     return path / CONFIG
 
 
 def write_answers(path: Path, answers: Iterable[Answer]) -> None:
     write_jsonl(path, map(asdict, answers))
-
-
-def read_answers(path: Path) -> list[Answer]:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    return [
-        Answer(**{**row, "answers": tuple(row["answers"]), "tokens": tuple(map(tuple, row.get("tokens", ())))})
-        for row in rows
-    ]
 
 
 def read_pairs(folder: Path) -> list[Pair]:

@@ -72,7 +72,14 @@ def tab(studio: Studio, opened: str | None, here: gr.Tab) -> None:
         names = list(studio.reports())
         run = next((name for name in (run, opened) if name in names), next(iter(names), None))
         at = studio.reports()[run]["strength"] if run else 1.0
-        return gr.Dropdown(names, value=run), gr.Dropdown([NOBODY, *others(run)], value=NOBODY), at
+        empty = "" if run else fill("nothing.html", folder=studio.root)
+        return (
+            gr.Dropdown(names, value=run),
+            gr.Dropdown([NOBODY, *others(run)], value=NOBODY),
+            at,
+            empty,
+            gr.HTML(visible=bool(run)),
+        )
 
     def cards(names: list[str], found: list["Answer"], whole: bool, asking: bool) -> str:
         base = found[0]
@@ -90,7 +97,7 @@ def tab(studio: Studio, opened: str | None, here: gr.Tab) -> None:
         from kdguard.probes.score import Answer
 
         found = [Answer("asked", "", question, (), "", False)] * len(names)
-        yield cards(names, found, False, True), gr.skip(), gr.skip(), gr.Button(visible=True)
+        yield cards(names, found, False, True), gr.skip(), gr.skip(), gr.update(interactive=True)
         drawn = 0.0
         try:
             for found in answers(studio, question, run, other, strength):
@@ -98,9 +105,9 @@ def tab(studio: Studio, opened: str | None, here: gr.Tab) -> None:
                     drawn = time.monotonic()
                     yield cards(names, found, False, True), gr.skip(), gr.skip(), gr.skip()
         except Exception:
-            yield "", gr.skip(), gr.skip(), gr.Button(visible=False)
+            yield "", gr.skip(), gr.skip(), gr.update(interactive=False)
             raise
-        yield cards(names, found, True, False), found[0].answer, question, gr.Button(visible=False)
+        yield cards(names, found, True, False), found[0].answer, question, gr.update(interactive=False)
 
     def remember(question: str, right: str, category: str) -> tuple[Any, ...]:
         n = add_probe(studio.root / PACK, question, right.split("|"), category)
@@ -120,11 +127,9 @@ def tab(studio: Studio, opened: str | None, here: gr.Tab) -> None:
 
     with gr.Row():
         run = gr.Dropdown([], label="Run", value=None, scale=2, min_width=240, elem_id="ask-run")
-        other = gr.Dropdown(
-            [NOBODY], value=NOBODY, label="and another run", scale=2, min_width=240, elem_id="ask-other"
-        )
+        other = gr.Dropdown([NOBODY], value=NOBODY, label="Another run", scale=2, min_width=240, elem_id="ask-other")
         strength = gr.Slider(0, 1, 1.0, step=0.05, label="Strength", scale=2, min_width=240, elem_id="strength")
-    with gr.Row(equal_height=True, elem_id="question-row"):
+    with gr.Row(elem_id="question-row"):
         question = gr.Textbox(
             label="Question",
             placeholder="What is the capital of France?",
@@ -133,17 +138,16 @@ def tab(studio: Studio, opened: str | None, here: gr.Tab) -> None:
             max_lines=6,
             elem_id="question",
         )
-        button = gr.Button("Ask", variant="primary", scale=1, min_width=90, elem_id="ask")
-        halt = gr.Button("Stop", scale=1, min_width=90, visible=False, elem_id="halt")
+        button = gr.Button("Ask", variant="primary", scale=0, min_width=110, elem_id="ask")
+        halt = gr.Button("Stop", scale=0, min_width=110, interactive=False, elem_id="halt")
+    nothing = html()
     said = html(cards(["base", "tuned"], [_nothing()] * 2, False, False), elem_id="said")
     with gr.Accordion("Make it a probe of your own pack", open=False):
-        with gr.Row(equal_height=True):
+        with gr.Row(elem_id="probe-row"):
             asked = gr.Textbox(label="Question", scale=3, elem_id="probe-question")
-            right = gr.Textbox(
-                label="Right answers", info="several with | between them", scale=3, elem_id="probe-answers"
-            )
+            right = gr.Textbox(label="Right answers, with | between them", scale=3, elem_id="probe-answers")
             category = gr.Textbox(label="Category", value="own", scale=1, min_width=100)
-            keep = gr.Button("Keep", scale=1, min_width=90, elem_id="keep")
+            keep = gr.Button("Keep", scale=0, min_width=110, elem_id="keep")
         html(fill("pack.html", pack=studio.root / PACK))
 
     inputs, outputs = [question, run, other, strength], [said, right, asked, halt]
@@ -156,11 +160,11 @@ def tab(studio: Studio, opened: str | None, here: gr.Tab) -> None:
 
     turned = [strength.input, other.input]
     events.append(gr.on(turned, told(again), inputs, outputs, trigger_mode="always_last", **quiet, **GPU))
-    halt.click(lambda: gr.Button(visible=False), None, halt, cancels=events, **QUIET)
     keep.click(told(remember), [asked, right, category], [asked, right], **QUIET)
-    choices = [run, other, strength]
-    for changed in (run.input, here.select):
-        changed(told(show), run, choices, **QUIET)
+    choices = [run, other, strength, nothing, said]
+    here.select(told(show), run, choices, **QUIET)
+    events.append(run.input(told(show), run, choices, **QUIET).then(told(again), inputs, outputs, **quiet, **GPU))
+    halt.click(lambda: gr.update(interactive=False), None, halt, cancels=events, **QUIET)
 
 
 def _nothing() -> "Answer":

@@ -19,10 +19,11 @@ from transformers.generation.streamers import BaseStreamer
 
 from kdguard.data.tokens import Renderer
 from kdguard.errors import InputError
+from kdguard.model.fingerprint import refuse_other_base
 from kdguard.model.load import Base, load_base, load_tuned, own_tokenizer
 from kdguard.probes.answer import Confidence, ends_of, generate, pieces, until
 from kdguard.probes.score import Answer
-from kdguard.report.run import ADAPTER, Run, base_of
+from kdguard.report.run import ADAPTER, FINGERPRINT, Run, base_of
 
 MAX_NEW_TOKENS = 256
 IDLE = 600  # seconds without a question after which the memory is freed
@@ -126,6 +127,7 @@ class Asker:
                 self._base = load_base(name, quant=quant, revision=revision, tokenizer=tokenizer)
                 self._key = keys[0]
             for stamp in wanted.keys() - self._names.keys():
+                refuse_other_base(wanted[stamp].path / FINGERPRINT, self._base)
                 name = f"run-{next(self._numbers)}"
                 self._base = replace(self._base, model=load_tuned(self._base, wanted[stamp].path / ADAPTER, name))
                 self._names[stamp] = name

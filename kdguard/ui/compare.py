@@ -18,6 +18,7 @@ from kdguard.ui.studio import Studio
 
 MARKS = {"forgotten": "✗", "kept": "✓", "gained": "+", "missed": "·"}
 HEADERS = ["outcome", "category", "question", "right answer", "base", "tuned"]
+EXPLAIN = "Find the training rows that made it forget"
 SHOWN = 50  # rows at first; as many more with each click, times four
 NEAREST = 5  # training rows of a forgotten probe
 
@@ -75,9 +76,9 @@ def table(run: Run, control: Run | None, pairs: Sequence[Pair], shown: int) -> s
     if found:
         unexplained = "It was not forgotten yet when kdguard explain looked."
     elif run.config["data"]:
-        unexplained = "The button below the list finds the training rows that did it."
+        unexplained = "The button below the list finds the training rows that made it forget."
     else:
-        unexplained = "Which training rows did it cannot be told: this adapter was adopted without its data."
+        unexplained = "Which training rows made it forget cannot be told: this adapter was adopted without its data."
     return fill("probes.html", rows=rows, total=len(pairs), unexplained=unexplained)
 
 
@@ -86,7 +87,7 @@ def tab(studio: Studio, opened: str | None) -> tuple[Any, list[Any]]:
 
     def view(name: str | None, outcome: str, category: str, search: str, shown: int = SHOWN) -> tuple[Any, ...]:
         if not name:
-            return "", gr.Button(visible=False), shown
+            return gr.skip(), gr.skip(), gr.skip()  # a change before the page has its run
         run = studio.run(name)
         pairs = chosen(run, outcome, category, search)
         twin = studio.control(name)
@@ -98,10 +99,9 @@ def tab(studio: Studio, opened: str | None) -> tuple[Any, list[Any]]:
         """The run of that name, or the newest, from its beginning."""
         names = studio.reports()
         name = name if name in names else next(iter(names), None)
-        choice = gr.Dropdown(list(names), value=name)
         if name is None:
             empty = fill("nothing.html", folder=studio.root)
-            return choice, empty, gr.Radio(["all"], value="all"), gr.Dropdown(["all"]), "", "", *[gr.skip()] * 3
+            return gr.Dropdown(visible=False), empty, *[gr.update(visible=False)] * 3, "", *[gr.skip()] * 3
         run = studio.run(name)
         counts = {outcome: sum(pair.outcome == outcome for pair in run.probes) for outcome in OUTCOMES}
         changed = sum(pair.before.answer != pair.after.answer for pair in run.probes)
@@ -114,11 +114,11 @@ def tab(studio: Studio, opened: str | None) -> tuple[Any, list[Any]]:
         categories = ["all", *sorted({pair.before.category for pair in run.probes})]
         explain = counts["forgotten"] and run.config["data"] and not read_explained(run.path)
         return (
-            choice,
+            gr.Dropdown(list(names), value=name, visible=True),
             headline,
-            gr.Radio(labels, value=first),
-            gr.Dropdown(categories, value="all"),
-            "",
+            gr.Radio(labels, value=first, visible=True),
+            gr.Dropdown(categories, value="all", visible=True),
+            gr.Textbox("", visible=True),
             *view(name, first, "all", ""),
             gr.Button(visible=bool(explain)),
         )
@@ -130,22 +130,24 @@ def tab(studio: Studio, opened: str | None) -> tuple[Any, list[Any]]:
         yield gr.skip(), gr.skip(), gr.skip(), gr.Button("Comparing questions with training rows …", interactive=False)
         command = [sys.executable, "-m", "kdguard", "explain", str(studio.path(name)), "--json"]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        ready = gr.Button("Find the training rows that did it", interactive=True, visible=done.returncode != 0)
+        ready = gr.Button(EXPLAIN, interactive=True, visible=done.returncode != 0)
         yield *view(name, *filters), ready
         if done.returncode:
             last = done.stderr.strip().splitlines() or ["it ended without a word"]
             raise KdguardError(last[0].removeprefix("error "), " ".join(last[1:]).strip().removeprefix("try "))
 
-    run = gr.Dropdown([], label="Run", elem_id="compare-run", value=None)
+    run = gr.Dropdown([], label="Run", elem_id="compare-run", value=None, visible=False)
     headline = html(elem_id="headline")
     with gr.Row(elem_id="filters"):
-        outcome = gr.Radio(["all"], value="all", label="Show", scale=3, min_width=320, elem_id="outcome")
+        outcome = gr.Radio(["all"], value="all", label="Show", scale=6, min_width=320, elem_id="outcome")
         category = gr.Dropdown(["all"], value="all", label="Category", scale=1, min_width=140)
-        search = gr.Textbox(label="Search", placeholder="a word", scale=1, min_width=140, elem_id="search")
+        search = gr.Textbox(
+            label="Search", placeholder="a word", scale=1, min_width=140, visible=False, elem_id="search"
+        )
     rows = html(elem_id="probes")
     shown = gr.State(SHOWN)
-    more = gr.Button("Show more", visible=False, size="sm", elem_id="more")
-    explained = gr.Button("Find the training rows that did it", visible=False, size="sm", elem_id="explain")
+    more = gr.Button("Show more", visible=False, elem_id="more")
+    explained = gr.Button(EXPLAIN, visible=False, elem_id="explain")
 
     filters = [run, outcome, category, search]
     # One listener for all of them: of several, an earlier answer could come last and stay.

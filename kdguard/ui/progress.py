@@ -25,6 +25,7 @@ class Progress:
     sampled: list[Event] = field(default_factory=list)
     answers: list[Event] = field(default_factory=list)
     leaner: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def in_words(self) -> str:
@@ -39,10 +40,12 @@ def progress(events: Sequence[Event]) -> Progress:
     for event in events:
         kind = event["event"]
         if kind in told:
-            told[kind][event.get("step") or (event["of"], event["when"])] = event
+            told[kind][event["step"] if "step" in event else (event["of"], event["when"])] = event
         if kind == "process":
             found.phase, found.done, found.total, began = "starting", 0, 0, event["time"]
             started = event["time"]
+        elif kind == "warning" and event["what"] not in found.warnings:  # a resumed run warns again
+            found.warnings.append(event["what"])
         elif kind == "leaner":
             found.leaner.append(event["what"])
         elif kind == "phase":

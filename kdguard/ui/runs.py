@@ -10,10 +10,11 @@ import gradio as gr
 from kdguard.errors import InputError
 from kdguard.report import run as run_folder
 from kdguard.report.compare import compare
+from kdguard.ui.command import typed
 from kdguard.ui.parts import QUIET, data_names, fill, html, told
 from kdguard.ui.studio import FINISHED, Studio
 
-LIMIT = 200  # differing questions shown of several runs
+LIMIT = 50  # differing questions shown of several runs
 
 
 def overview(studio: Studio) -> str:
@@ -41,7 +42,7 @@ def overview(studio: Studio) -> str:
         for name, report in reports.items()
         if report["learned"]["n"] and report["kept"]["known"]
     ]
-    return fill("runs.html", rows=rows, folder=studio.root, plot=plot_runs(points) if points else "")
+    return fill("runs.html", rows=rows, folder=studio.root, plot=plot_runs(points, width=5) if points else "")
 
 
 def packed(studio: Studio, name: str) -> Path:
@@ -63,17 +64,20 @@ def tab(studio: Studio, here: gr.Tab) -> None:
 
     def show(names: list[str]) -> tuple[Any, ...]:
         there = list(studio.reports())
-        return overview(studio), gr.Dropdown(there, value=[name for name in names if name in there])
+        kept = [name for name in names if name in there]
+        return overview(studio), gr.Dropdown(there, value=kept, visible=bool(there))
 
     def pick(names: list[str]) -> tuple[Any, ...]:
         runs = [studio.run(name) for name in names]
         shown = ""
         if len(runs) == 1:
             page = (runs[0].path / "report.html").read_text(encoding="utf-8")
-            shown = fill("chosen.html", name=names[0], report=runs[0].report, page=page, found=None)
+            shown = fill("chosen.html", name=names[0], report=runs[0].report, page=page)
         elif runs:
             reports = list(zip(names, (run.report for run in runs), strict=True))
-            shown = fill("chosen.html", report=None, reports=reports, found=compare(runs), limit=LIMIT)
+            command = typed(["compare", *(str(run.path) for run in runs), "--html", "all.html"])
+            differ = compare(runs).differ
+            shown = fill("chosen.html", report=None, reports=reports, differ=differ, limit=LIMIT, command=command)
         return shown, gr.Button(visible=len(runs) == 1), gr.File(visible=False)
 
     def export(names: list[str]) -> Any:
@@ -85,11 +89,13 @@ def tab(studio: Studio, here: gr.Tab) -> None:
         value=[],
         multiselect=True,
         label="Look at one, or at several beside each other",
+        visible=False,
         elem_id="chosen-runs",
     )
     beside = html(elem_id="beside")
     take = gr.Button("Export: adapter, model card, report and config as a ZIP file", visible=False, elem_id="export")
     file = gr.File(label="Export", visible=False, interactive=False, elem_id="exported")
     chosen.change(told(pick), chosen, [beside, take, file], **QUIET)
+    chosen.input(None, js="() => document.activeElement.blur()")  # or the list stays open, over what was chosen
     here.select(told(show), chosen, [table, chosen], **QUIET)
     take.click(told(export), chosen, file, api_visibility="private")

@@ -8,7 +8,6 @@ folder, so a run that was started in a terminal is seen as well, and one that wa
 import atexit
 import functools
 import hashlib
-import json
 import platform
 import re
 import shutil
@@ -24,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
+from kdguard.config_file import read_config
 from kdguard.errors import InputError, KdguardError
 from kdguard.events import Event, read_events
 from kdguard.report import run as run_folder
 from kdguard.report.run import Run, read_run
+from kdguard.report.schema import read_report
 from kdguard.ui.pack import PACK
 
 UPLOADS = "uploads"
@@ -93,12 +93,11 @@ class Studio:
         found = {}
         for name in self.names():
             path = self.root / name / run_folder.REPORT
-            with suppress(OSError, ValueError):
+            with suppress(OSError, InputError):
                 stamp = path.stat().st_mtime_ns
                 if self._reports.get(path, (0, {}))[0] != stamp:
-                    self._reports[path] = stamp, json.loads(path.read_text(encoding="utf-8"))
-                if "kept" in self._reports[path][1]:
-                    found[name] = self._reports[path][1]
+                    self._reports[path] = stamp, read_report(path)
+                found[name] = self._reports[path][1]
         return found
 
     def run(self, name: str) -> Run:
@@ -116,9 +115,8 @@ class Studio:
 
     def config(self, name: str) -> dict[str, Any]:
         """What the run was asked to do; nothing, where that cannot be read."""
-        with suppress(OSError, ValueError, yaml.YAMLError):
-            values = yaml.safe_load((self._place(name) / run_folder.CONFIG).read_text(encoding="utf-8"))
-            return values if isinstance(values, dict) else {}
+        with suppress(OSError, InputError):
+            return read_config(self._place(name) / run_folder.CONFIG)
         return {}
 
     def control(self, name: str) -> str | None:

@@ -43,7 +43,8 @@ def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
             return fill("read.html", error=_by_name(error, file)), gr.skip(), file
         spread = lengths(checked.characters)
         said = in_words(spread, "characters") if spread else ""
-        return fill("read.html", error=None, checked=checked, lengths=said), free, file
+        folder = f"{Path(file).parent}/"
+        return fill("read.html", error=None, checked=checked, lengths=said, folder=folder), free, file
 
     def clear(file: str | None) -> tuple[Any, ...]:
         """Nothing is kept of a file that was only looked at."""
@@ -141,7 +142,7 @@ def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
                 left=duration(found.seconds_left),
                 said=said,
                 verdict=verdict(studio.run(name).report) if at == FINISHED else "",
-                plot=plot_training(found.losses[:: 1 + len(found.losses) // POINTS], found.sampled)
+                plot=plot_training(found.losses[:: 1 + len(found.losses) // POINTS], found.sampled, width=5.5)
                 if found.losses
                 else "",
                 begun=begun,
@@ -203,7 +204,7 @@ def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
     with gr.Row(elem_id="tune"):
         with gr.Column(scale=3, min_width=320):
             file = gr.File(
-                label="Your data",
+                label="Your data: JSONL, JSON, CSV, TSV or Parquet",
                 file_types=[".jsonl", ".json", ".csv", ".tsv", ".parquet"],
                 height=160,
                 elem_id="data",
@@ -222,18 +223,17 @@ def tab(studio: Studio, here: gr.Tab) -> tuple[gr.Button, gr.Dropdown]:
             )
             fits = html(elem_id="memory")
             with gr.Row():
-                goal = gr.Radio(["facts", "style"], value="facts", label="Goal", elem_id="goal", min_width=140)
+                goal = gr.Radio(["facts", "style"], value="facts", label="Goal", elem_id="goal", min_width=200)
                 budget = gr.Dropdown(
                     [NO_BUDGET, "0.5%", "1%", "2%", "5%"],
                     value=NO_BUDGET,
                     allow_custom_value=True,
-                    label="Budget: forget at most",
+                    label="Forget at most",
                     elem_id="budget",
                     min_width=140,
                 )
-            with gr.Row():
-                guard = gr.Checkbox(True, label="Guard old knowledge", min_width=140)
-                control = gr.Checkbox(False, label="Train the unguarded twin too", min_width=140)
+            guard = gr.Checkbox(True, label="Guard old knowledge")
+            control = gr.Checkbox(False, label="Train the unguarded twin too")
             with gr.Accordion("More", open=False, elem_id="more-settings"):
                 with gr.Row():
                     epochs, lr, rank = (

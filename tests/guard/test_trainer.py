@@ -36,7 +36,7 @@ def unlabelled(made: list[Row]) -> list[Row]:
 
 
 def trainer(
-    model, out, train=None, *, micro=8, batch=8, steps=2, lr=1e-2, optim="adamw_torch", **kwargs
+    model, out, train=None, *, micro=8, batch=8, steps=2, lr=1e-2, optim="adamw_torch", save="no", **kwargs
 ) -> GuardedTrainer:
     arguments = TrainingArguments(
         output_dir=str(out),
@@ -47,7 +47,7 @@ def trainer(
         optim=optim,
         max_grad_norm=0,
         use_cpu=True,
-        save_strategy="no",
+        save_strategy=save,
         logging_steps=1,
         report_to="none",
         disable_tqdm=True,
@@ -210,15 +210,6 @@ def test_a_trained_head_is_refused(tmp_path):
     model = get_peft_model(base, LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
     with pytest.raises(InputError, match="output head"):
         trainer(model, tmp_path)
-
-
-def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path, demo):
-    """The Trainer's own filter replaces NaN in the log and trains on."""
-    model = add_adapter(demo, rank=8)
-    run = trainer(model, tmp_path, steps=4)
-    next(weight for name, weight in model.named_parameters() if "lora_A" in name).data.fill_(float("nan"))
-    with pytest.raises(KdguardError, match="stopped being a number"):
-        run.train()
 
 
 def test_evaluating_on_the_way_leaves_the_log_of_training_as_it_was(tmp_path):

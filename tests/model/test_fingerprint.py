@@ -13,6 +13,7 @@ from kdguard.config import TuneConfig
 from kdguard.data.rows import tokenise
 from kdguard.data.tokens import Renderer
 from kdguard.errors import InputError
+from kdguard.events import Events
 from kdguard.model.fingerprint import changes, fingerprint, of_base, refuse_other_base
 from kdguard.model.load import load_base
 
@@ -68,7 +69,7 @@ def other_config(folder):
 
 def other_template(folder):
     template = folder / "chat_template.jinja"
-    template.write_text(template.read_text().replace("<assistant>", "<user>"))
+    template.write_text(template.read_text() + "{# other #}")
 
 
 def other_tokenizer(folder):
@@ -93,11 +94,11 @@ def test_another_base_is_refused_by_what_differs(folder, tmp_path, what):
     path = tmp_path / "run" / "fingerprint.json"
     path.parent.mkdir()
     path.write_text(json.dumps(of_base(load_base(str(folder), quant="none"))))
-    assert refuse_other_base(path, load_base(str(folder), quant="none")) == []
+    refuse_other_base(path, load_base(str(folder), quant="none"))
     OTHER[what](folder)
     with pytest.raises(InputError) as caught:
         refuse_other_base(path, load_base(str(folder), quant="none"))
-    assert caught.value.message.endswith(f"was trained on: {what} differs")
+    assert caught.value.message.endswith(f"was trained on; other than then: {what}")
     assert str(path.parent / "config.yaml") in caught.value.hint
 
 
@@ -105,12 +106,15 @@ def test_a_library_of_another_version_is_noted_and_not_refused(folder, tmp_path)
     path = tmp_path / "fingerprint.json"
     base = load_base(str(folder), quant="none")
     path.write_text(json.dumps({**of_base(base), "torch": "2.0.0", "unheard of": "1"}))
-    assert refuse_other_base(path, base) == [f"torch (2.0.0 then, {version('torch')} now)"]
+    told = []
+    refuse_other_base(path, base, Events(told.append))
+    assert [event["event"] for event in told] == ["warning"]
+    assert told[0]["what"].endswith(f"other versions: torch (2.0.0 then, {version('torch')} now)")
 
 
 def test_a_run_without_a_fingerprint_is_not_refused(folder, tmp_path):
     """Older runs have none."""
-    assert refuse_other_base(tmp_path / "none.json", load_base(str(folder), quant="none")) == []
+    refuse_other_base(tmp_path / "none.json", load_base(str(folder), quant="none"))
     (tmp_path / "torn.json").write_text("{")
     with pytest.raises(InputError, match="damaged"):
         refuse_other_base(tmp_path / "torn.json", load_base(str(folder), quant="none"))

@@ -62,7 +62,7 @@ def report(tmp_path_factory) -> Path:
     events = Events()
     events.path = out / "events.jsonl"
     for step in (1, 2):
-        events.emit("loss", step=step, ce=1.0 / step, kl=0.1)
+        events.emit("loss", step=step, steps=2, ce=1.0 / step, kl=0.1)
         events.emit("watched", step=step, known=10, forgotten=step, weight=12.0, next_weight=24.0)
     (out / "dial.json").write_text(json.dumps([{"strength": s, "learned": s, "forgetting": s / 9} for s in (0.0, 1.0)]))
     (out / CONFIG).write_text(config.to_yaml())

@@ -28,7 +28,7 @@ def run(tmp_path):
     report = build_report(config, probes=(before, after), new=(before, after), drift=0.1, cost=cost, settled=settled)
     events = Events()
     events.path = tmp_path / "events.jsonl"
-    events.emit("loss", step=1, ce=1.0, kl=0.0)
+    events.emit("loss", step=1, steps=1, ce=1.0, kl=0.0)
     (tmp_path / CONFIG).write_text(config.to_yaml())
     write_report(tmp_path, report, events)
     return tmp_path

@@ -23,6 +23,21 @@ LAYOUT = """() => {
         dark: document.body.classList.contains("dark"),
     };
 }"""
+OVERLAPS = """() => {
+    const texts = [...document.querySelectorAll("#runs svg text")].map((each) => [each, each.getBoundingClientRect()]);
+    const picture = document.querySelector("#runs svg").getBoundingClientRect();
+    const over = ([, a], [, b]) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+        && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 4;
+    const cut = ([, a]) => a.left < picture.left || a.right > picture.right;
+    return texts.filter((each) => cut(each) || texts.some((other) => other !== each && over(each, other)))
+        .map(([each]) => each.textContent);
+}"""
+FOCUSED = """() => {
+    const at = document.activeElement;
+    const seen = (each) => each && getComputedStyle(each).outlineStyle !== "none";
+    const told = at.tagName + " " + (at.id || at.ariaLabel || at.textContent.slice(0, 30));
+    return at === document.body || seen(at) || seen(at.closest(".wrap-inner")) ? "" : told;
+}"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -40,6 +55,53 @@ def test_every_tab_is_quiet_and_fits(open_page, server, width, scheme):
         layout = page.evaluate(LAYOUT)
         assert layout["wide"] <= 0 and layout["outside"] == [], tab
         assert layout["dark"] == (scheme == "dark")
+    assert page.evaluate(OVERLAPS) == []
+
+
+def test_whatever_has_the_keyboard_shows_it(open_page, server):
+    page = open_page(server.address)
+    page.wait_for_selector("#headline h1")
+    for tab in ("Compare", "Ask", "Tune", "Runs"):
+        go(page, tab)
+        page.get_by_role("tab", name=tab, exact=True).focus()
+        unseen = []
+        for _ in range(20):
+            page.keyboard.press("Tab")
+            unseen.append(page.evaluate(FOCUSED))
+        assert not any(unseen), tab
+
+
+def test_a_broken_file_is_told_by_line_and_runs_of_one_name_by_their_folders(open_page, tmp_path):
+    texts = ["one", "two"]
+    for name in ("a/run", "b/run"):
+        write_run(tmp_path / "runs" / name, answers(texts, True), answers(texts, False), data="a.jsonl")
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"question": "Who?", "answer": "Ada"}\n{"messages": [{"role": "user", "content": "Hi"}]}\n')
+    with serving(tmp_path / "runs") as server:
+        page = open_page(server.address)
+        go(page, "Tune")
+        page.set_input_files("#data input[type=file]", broken)
+        page.locator("#read li", has_text="broken.jsonl:2").wait_for()
+        assert "as in broken.jsonl:1" in page.locator("#read").inner_text()
+        go(page, "Runs")
+        for name in ("a/run", "b/run"):
+            page.locator("#chosen-runs input").click()
+            page.get_by_role("option", name=name).click()
+            page.get_by_role("listbox").wait_for(state="hidden")
+        page.locator("#beside table").wait_for()
+        assert page.locator("#beside th").all_inner_texts() == ["question", "base", "a/run", "b/run"]
+        page.close()
+
+
+def test_an_empty_folder_says_what_to_do_and_offers_nothing_else(open_page, tmp_path):
+    (tmp_path / "runs").mkdir()
+    with serving(tmp_path / "runs") as server:
+        page = open_page(server.address)
+        for tab in ("Compare", "Ask", "Runs"):
+            go(page, tab)
+            page.locator(".empty >> visible=true", has_text="kdguard demo").wait_for()
+        assert page.locator("#compare-run, #outcome, #search, #said, #chosen-runs").locator("visible=true").count() == 0
+        page.close()
 
 
 def test_a_row_opens_both_answers_the_control_and_where_they_differ(open_page, server, runs):
@@ -159,6 +221,10 @@ def test_asking_both_dialling_and_keeping_a_probe(open_page, server, runs):
     page.locator("#said h3", has_text=re.compile("at strength 0$")).wait_for()
     page.locator("#said .token").first.wait_for()
     assert tuned.inner_text().strip() == changed.before.answer
+    page.locator("#ask-run input").click()
+    page.get_by_role("option", name="guarded").click()
+    page.locator("#said h3", has_text="guarded at strength 1").wait_for()  # another run answers the same question
+    page.locator("#said .token").first.wait_for()
     page.get_by_text("Make it a probe of your own pack").click()
     was = len((runs / PACK).read_text().splitlines())
     page.locator("#probe-question textarea").fill("Who keeps the lighthouse?")
