@@ -10,6 +10,7 @@ from types import UnionType
 from typing import Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import pytest
+from pydantic import BaseModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kdguard
@@ -17,6 +18,7 @@ from kdguard.data.tokens import Renderer
 from kdguard.demo import MODEL
 from kdguard.probes.answer import ask
 from kdguard.probes.packs import PACKS
+from kdguard.report import schema
 from tests.conftest import ROOT
 from tests.test_cli import DATA
 from tests.test_cli import kdguard as command
@@ -136,7 +138,15 @@ def refuse(value: object, wanted: object, where: str) -> None:
 def test_tune_without_a_listener_returns_the_report_that_the_contract_names(few, tmp_path):
     data, pack = few
     config = kdguard.TuneConfig(
-        data=data, model="demo", probes=[str(pack)], prompts=2, epochs=1, rank=4, budget=0.5, out=tmp_path / "run"
+        data=data,
+        model="demo",
+        probes=[str(pack)],
+        prompts=2,
+        epochs=1,
+        batch_size=4,
+        rank=4,
+        budget=0.5,
+        out=tmp_path / "run",
     )
     report = kdguard.tune(config)
     written = json.loads((tmp_path / "run" / "report.json").read_text())
@@ -145,6 +155,24 @@ def test_tune_without_a_listener_returns_the_report_that_the_contract_names(few,
     assert written["budget"] and written["levels"]
     with pytest.raises(kdguard.KdguardError, match="not empty"):
         kdguard.tune(config)
+
+
+def test_what_is_read_of_a_report_is_what_the_contract_names():
+    """Two descriptions of one file: one for scripts, one for files of strangers."""
+
+    def compare(model: type[BaseModel], wanted: type, where: str) -> None:
+        hints = get_type_hints(wanted)
+        assert set(model.model_fields) <= set(hints), where
+        for name, field in model.model_fields.items():
+            inner = [each for each in _flat(field.annotation) if isinstance(each, type) and issubclass(each, BaseModel)]
+            for each in inner:
+                compare(each, next(filter(is_typeddict, _flat(hints[name]))), f"{where}.{name}")
+
+    compare(schema._Report, kdguard.Report, "report")
+
+
+def _flat(annotation: object) -> list[object]:
+    return [annotation, *(inner for each in get_args(annotation) for inner in _flat(each))]
 
 
 def test_own_models_answer_greedily_whatever_their_makers_penalise(few):
