@@ -25,12 +25,18 @@ def commands() -> str:
 def _section(words: str, command: Any) -> str:
     arguments = [param for param in command.params if param.param_type_name == "argument"]
     flags = [param for param in command.params if param.param_type_name == "option" and not param.hidden]
-    called = " ".join([words, *(argument.make_metavar(None) for argument in arguments)])
-    rows = [(f"`{argument.human_readable_name}`", argument.help) for argument in arguments]
+    called = " ".join([words, *map(_placeholder, arguments)])
+    rows = [(f"`{_placeholder(argument)}`", argument.help) for argument in arguments]
     rows += [("`" + "`, `".join([*flag.opts, *flag.secondary_opts]) + "`", flag.help) for flag in flags]
     lines = [f"| {name} | {_cell(told)} |" for name, told in rows]
     about = "\n".join(line.strip() for line in (command.help or "").splitlines())
     return "\n".join([f"## `{called}`", "", about, "", "| | |", "| --- | --- |", *lines])
+
+
+def _placeholder(argument: Any) -> str:
+    name = (argument.metavar or argument.human_readable_name).strip("[]").upper()
+    name += "..." if argument.nargs == -1 else ""
+    return name if argument.required else f"[{name}]"
 
 
 def _cell(told: str | None) -> str:
