@@ -34,7 +34,7 @@ def _section(words: str, command: Any) -> str:
 
 
 def _placeholder(argument: Any) -> str:
-    name = (argument.metavar or argument.human_readable_name).strip("[]").upper()
+    name = (argument.metavar or argument.name).strip("[]").upper()
     name += "..." if argument.nargs == -1 else ""
     return name if argument.required else f"[{name}]"
 
