@@ -13,7 +13,7 @@ from report import write
 from kdguard.config import resolve
 from kdguard.events import Events
 from kdguard.files import shipped
-from kdguard.tune import tune
+from kdguard.tuning import tune
 
 CASES = {"the defaults": {}, "a weak guard": {"guard_weight": 2.0}}
 

@@ -35,7 +35,7 @@ from kdguard.model.load import add_adapter, default_lr, load_base
 from kdguard.probes.answer import ask, generate
 from kdguard.probes.packs import Probe
 from kdguard.training import training_arguments
-from kdguard.tune import DRIFT_ROWS, rehearsal_rows
+from kdguard.tuning import DRIFT_ROWS, rehearsal_rows
 
 HELD_OUT = 1000  # old facts that score a method; no method ever sees them
 LEARNING_RATES = {"demo": presets()["demo"]["lr"]}  # where the default is a preset's

@@ -24,7 +24,7 @@ from kdguard.probes.answer import ask
 from kdguard.probes.packs import Probe
 from kdguard.probes.score import Answer
 from kdguard.report.run import read_run
-from kdguard.tune import tune
+from kdguard.tuning import tune
 
 HELD_OUT = 1000  # old facts
 

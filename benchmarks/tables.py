@@ -1,7 +1,7 @@
-"""The README's tables, from the results that the benchmarks wrote.
+"""The tables of the README and of `docs/`, and the pictures in it, from the results that the benchmarks wrote.
 
-`python benchmarks/tables.py` puts them between the README's `<!-- table -->` marks; `--check` only tells whether they
-are the same already.
+`python benchmarks/tables.py` puts the tables between their `<!-- table NAME -->` marks and writes the pictures;
+`--check` only tells whether all are the same already.
 """
 
 import argparse
@@ -11,32 +11,16 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+
+from commands import commands
+from figures import OURS, PLAIN, RESULTS, Row, groups, mean, read
+from pictures import PICTURES
 
 from kdguard import config
 from kdguard.card import SIZES
 
-RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parent.parent / "README.md"
-PLAIN, OURS = "plain SFT", "kdguard's defaults"
-
-Row = dict[str, Any]
-
-
-def read(name: str) -> Any:
-    return json.loads((RESULTS / f"{name}.json").read_text())["results"]
-
-
-def groups(rows: Iterable[Row], key: str) -> dict[str, list[Row]]:
-    """The rows by what they have under `key`, in the order in which that comes first."""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row[key], []).append(row)
-    return found
-
-
-def mean(rows: Iterable[Row], key: str) -> float:
-    return statistics.mean(row[key] for row in rows)
+ROOT = Path(__file__).parent.parent
+PAGES = ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))
 
 
 def worst(rows: Iterable[Row], key: str = "forgotten") -> float:
@@ -328,6 +312,7 @@ TABLES: dict[str, Callable[[], str]] = {
         fit,
         presets,
         gpu,
+        commands,
     )
 }
 
@@ -346,10 +331,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="exit 1 where a table would change")
     args = parser.parse_args()
-    text = README.read_text(encoding="utf-8")
-    if args.check:
-        sys.exit(filled(text) != text and "README.md: its tables are not those of benchmarks/results; run this again")
-    README.write_text(filled(text), encoding="utf-8")
+    wanted = {page: filled(page.read_text(encoding="utf-8")) for page in PAGES}
+    wanted |= {ROOT / "docs" / f"{name}.svg": draw() for name, draw in PICTURES.items()}
+    for path, text in wanted.items():
+        if args.check and (not path.exists() or path.read_text(encoding="utf-8") != text):
+            sys.exit(f"{path.relative_to(ROOT)}: not what benchmarks/results say; run python benchmarks/tables.py")
+        if not args.check:
+            path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

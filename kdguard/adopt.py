@@ -29,7 +29,7 @@ from kdguard.probes.packs import load_probes
 from kdguard.questions import new_questions, read_data
 from kdguard.report import run as run_folder
 from kdguard.report.build import build_report, write_report
-from kdguard.tune import DRIFT_ROWS, MAX_REHEARSAL_TOKENS, graded, peak_memory_gib
+from kdguard.tuning import DRIFT_ROWS, MAX_REHEARSAL_TOKENS, graded, peak_memory_gib
 
 
 def adopt(

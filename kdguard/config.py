@@ -27,95 +27,111 @@ _OWN = "revision", "lr", "rank", "max_length"  # what of a preset was made for i
 
 
 class TuneConfig(BaseModel):
-    """Everything that decides a run. The description of a field is the help of its flag."""
+    """Everything that decides a run. The description of a field is the help of its flag.
+
+    Made by itself it has the defaults; `resolve` puts those of a model's preset in, as the command line does. Raises
+    pydantic's ValidationError, which names every wrong key.
+    """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     data: list[str] = Field(
-        [], description="training files (JSONL, JSON, CSV, TSV, Parquet), folders of them, or a dataset's id on the hub"
+        default=[],
+        description="training files (JSONL, JSON, CSV, TSV, Parquet), folders of them, or a dataset's id on the hub",
     )
     columns: dict[str, str] | None = Field(
-        None, description="where columns are named otherwise: `question=Q,answer=A`, ours before the file's"
+        default=None, description="where columns are named otherwise: `question=Q,answer=A`, ours before the file's"
     )
-    last_turn: bool = Field(False, description="teach only the last turn of a conversation, not all of the assistant's")
+    last_turn: bool = Field(
+        default=False, description="teach only the last turn of a conversation, not all of the assistant's"
+    )
     model: str = Field(description="hub id, local folder, or `demo`")
-    revision: str | None = Field(None, description="hub revision (branch, tag or commit) of the model")
+    revision: str | None = Field(default=None, description="hub revision (branch, tag or commit) of the model")
     trust_remote_code: bool = Field(
-        False, description="run the Python code that comes with a model; no preset and no config file turns this on"
+        default=False,
+        description="run the Python code that comes with a model; no preset and no config file turns this on",
     )
-    preset: str | None = Field(None, description="preset's name [default: the one made for the model]")
-    out: Path | None = Field(None, description="run folder [default: runs/<data>-<model>-<time>]")
-    probes: list[str] = Field(["world"], description="pack's name or file of old-knowledge probes; repeatable")
+    preset: str | None = Field(default=None, description="preset's name [default: the one made for the model]")
+    out: Path | None = Field(default=None, description="run folder [default: runs/<data>-<model>-<time>]")
+    probes: list[str] = Field(default=["world"], description="pack's name or file of old-knowledge probes; repeatable")
     prompts: int = Field(
-        4,
+        default=4,
         ge=1,
         le=10,
         description="ways of asking each old question that the base knows, to tell how well; with 1 it is not told",
     )
     goal: Literal["facts", "style"] = Field(
-        "facts",
+        default="facts",
         description="`facts` adapts every linear layer; `style` attention's output alone, which hardly learns facts",
     )
     layers: Literal["all", "upper-half"] = Field(
-        "all",
+        default="all",
         description="layers of the decoder that are adapted; with `upper-half` the guard costs no more time than plain "
         "QLoRA on all of them, for teacher and tuned model share the lower half",
     )
-    guard: bool = Field(True, description="hold the tuned model to the base; without it, plain QLoRA")
-    guard_weight: float = Field(12.0, ge=0, description="weight λ of the guard's KL beside the cross-entropy")
-    guard_temperature: float = Field(1.0, gt=0, description="temperature τ of the guard's KL")
-    guard_masked: bool = Field(True, description="take the gold token out of the guard's KL at target positions")
+    guard: bool = Field(default=True, description="hold the tuned model to the base; without it, plain QLoRA")
+    guard_weight: float = Field(default=12.0, ge=0, description="weight λ of the guard's KL beside the cross-entropy")
+    guard_temperature: float = Field(default=1.0, gt=0, description="temperature τ of the guard's KL")
+    guard_masked: bool = Field(
+        default=True, description="take the gold token out of the guard's KL at target positions"
+    )
     teacher: Literal["base", "warmup"] = Field(
-        "base",
+        default="base",
         description="what the guard holds the tuned model to: the `base`, or `warmup`, a snapshot after one pass over "
         "the rows that the base already knows, for base models without the data's answer format",
     )
     rehearsal: float = Field(
-        1.0,
+        default=1.0,
         ge=0,
         description="rehearsal rows, written by the base, per training row [default: 1; with a budget 2; for style 0]",
     )
     budget: float | None = Field(
-        None,
+        default=None,
         ge=0,
         le=1,
         description="largest forgetting accepted, such as `1%`: some probes watch it; over it, exit code 3",
     )
-    epochs: int = Field(15, ge=1, description="passes over the training rows [default: 15; for style 2]")
+    epochs: int = Field(default=15, ge=1, description="passes over the training rows [default: 15; for style 2]")
     lr: float | None = Field(
-        None, gt=0, description="peak learning rate; warm-up 3 %, then cosine to 0 [default: by the model's width]"
+        default=None,
+        gt=0,
+        description="peak learning rate; warm-up 3 %, then cosine to 0 [default: by the model's width]",
     )
-    batch_size: int = Field(16, ge=1, description="training rows per optimiser step, of all processes")
+    batch_size: int = Field(default=16, ge=1, description="training rows per optimiser step, of all processes")
     micro_batch_size: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="training rows in a process's memory at once [default: the largest divisor of its share up to 4]",
     )
     packing: bool = Field(
-        True,
+        default=True,
         description="put short rows one after another in place of padding them, as many tokens at once as "
         "`micro_batch_size` (here 1 by default) rows of `max_length` have",
     )
     max_length: int = Field(
-        1024,
+        default=1024,
         ge=16,
         description="longest row, in tokens; a longer conversation is several rows, a longer prompt is cut",
     )
     offload: bool = Field(
-        False,
+        default=False,
         description="keep activation checkpoints in the computer's memory and not the GPU's: longer rows, slower steps",
     )
     shorten: bool = Field(
-        False, description="when memory runs out and nothing else is left to try, cut the longest rows' beginnings"
+        default=False,
+        description="when memory runs out and nothing else is left to try, cut the longest rows' beginnings",
     )
     embeddings: Literal["cpu", "gpu"] = Field(
-        "cpu",
+        default="cpu",
         description="where a GPU's run keeps the table of input embeddings, if the output head has one of its own: the "
         "computer's memory saves about 1 GiB of the GPU's on a 7B model",
     )
-    rank: int = Field(64, ge=1, description="LoRA rank; alpha equals it")
-    quant: Literal["4bit", "8bit", "none"] = Field("4bit", description="quantisation of the base")
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of the rows' order, the adapter and the rehearsal")
+    rank: int = Field(default=64, ge=1, description="LoRA rank; alpha equals it")
+    quant: Literal["4bit", "8bit", "none"] = Field(default="4bit", description="quantisation of the base")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="seed of the rows' order, the adapter and the rehearsal")
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = Field(
+        default="none", description="show losses and learning rate there too; wandb sends them to its servers"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -198,7 +214,9 @@ def preset_file(name: str) -> Path:
 def resolve(
     flags: dict[str, Any], config_file: Path | None = None, *, memory: Callable[[], float | None] = lambda: None
 ) -> TuneConfig:
-    """Merge preset < config file < flags (None means not given) and validate.
+    """The config that `kdguard tune` makes of flags: preset < config file < flags, each a key of TuneConfig.
+
+    A flag that is None was not given.
 
     Without `--preset`, the preset whose model is the one asked for is taken, if there is one; where no model is asked
     for either, the first of BEST that fits into the GPU. memory: GiB of the GPU, None where there is none; what a

@@ -28,7 +28,7 @@ from kdguard.report.exported import forget_exports
 from kdguard.report.figures import Pair, kept, pair
 from kdguard.report.run import Run, write_answers
 from kdguard.report.warn import ces_in
-from kdguard.tune import DRIFT_ROWS
+from kdguard.tuning import DRIFT_ROWS
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from kdguard.report.build import write_pages
 from kdguard.report.figures import Pair
 from kdguard.report.run import Run, read_run
 from kdguard.report.why import interference
-from kdguard.tune import tune
+from kdguard.tuning import tune
 
 NAMED = 10  # training rows named for a forgotten probe
 MAX_ROWS = 20_000  # training rows looked at; a seeded sample of more

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from kdguard.probes.score import LEVELS, Answer
 from kdguard.report.compare import compare
+from kdguard.report.contract import Report
 from kdguard.report.figures import Pair
 from kdguard.report.run import Run, read_exported, read_run
 from kdguard.report.why import in_words
@@ -50,7 +51,7 @@ def print_run(out: Console, run: Run, verdict: str) -> None:
     out.print(f"next        kdguard {'explain' if explain else 'ui'} {escape(str(run.path))}", soft_wrap=True)
 
 
-def figures_table(reports: Sequence[tuple[str, dict[str, Any]]]) -> Table:
+def figures_table(reports: Sequence[tuple[str, Report]]) -> Table:
     """One line a run: learned, kept, forgotten, gained, drift, time."""
     table = Table(box=_box(), show_edge=False, pad_edge=False, collapse_padding=True)
     table.add_column("run", overflow="fold")

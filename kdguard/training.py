@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -26,6 +27,13 @@ from kdguard.probes.score import Answer
 SAMPLES = 6  # times that a run is sampled on its way, at most
 SAMPLED_KNOWN, SAMPLED_NEW = 64, 32  # questions
 SAVE_EVERY = 600  # seconds
+
+
+def refuse_missing(report_to: str) -> None:
+    """Raise InputError where what a run is to report to is not installed: transformers would say so after minutes."""
+    packages = {"none": ("kdguard",), "tensorboard": ("tensorboard", "tensorboardX")}.get(report_to, (report_to,))
+    if not any(map(find_spec, packages)):
+        raise InputError(f"--report-to {report_to}: it is not installed", f"pip install {report_to}")
 
 
 def training_arguments(config: TuneConfig, checkpoints: Path) -> TrainingArguments:
@@ -49,7 +57,9 @@ def training_arguments(config: TuneConfig, checkpoints: Path) -> TrainingArgumen
         save_total_limit=2,
         seed=config.seed,
         data_seed=config.seed,
-        report_to="none",
+        report_to=config.report_to,
+        project="kdguard",
+        run_name=checkpoints.parent.name,
         disable_tqdm=True,
         remove_unused_columns=False,
         label_names=["labels"],

@@ -184,7 +184,7 @@ def environments(processes: int) -> list[dict[str, str]]:
 
 def serve() -> None:
     import kdguard.cli
-    import kdguard.tune  # noqa: F401
+    import kdguard.tuning  # noqa: F401
 
     for line in sys.stdin:
         job = json.loads(line)

@@ -14,7 +14,7 @@ from kdguard.errors import InputError
 from kdguard.events import Events, read_events
 from kdguard.gpu import others
 from kdguard.report.run import read_run
-from kdguard.tune import tune
+from kdguard.tuning import tune
 from kdguard.ui.asking import Asker, Voice
 from tests.model.test_fingerprint import other_template, other_weights
 from tests.test_cli import DATA, kdguard
@@ -122,8 +122,8 @@ def test_a_gpu_that_another_program_uses_is_told_before_the_base_is_loaded(nvidi
     tune(config, Events(told.append), dry_run=True)
     assert not [event for event in told if event["event"] == "warning"]  # a run on the CPU is not hindered by it
     told.clear()
-    monkeypatch.setattr("kdguard.tune.device", lambda: torch.device("cuda"))
-    monkeypatch.setattr("kdguard.tune.uuid", lambda: "GPU-4090")
+    monkeypatch.setattr("kdguard.tuning.device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("kdguard.tuning.uuid", lambda: "GPU-4090")
     tune(config, Events(told.append), dry_run=True)
     kinds = [event["event"] for event in told]
     assert kinds.count("warning") == 1 and kinds.index("warning") < kinds.index("plan")

@@ -142,7 +142,8 @@ def dial(
         console.print(f"\nlook at it  {run / 'report.html'}", markup=False, soft_wrap=True)
     if budget is not None and at is None:
         raise typer.Exit(fail(OVER_BUDGET, f"no strength keeps the budget of {budget}", "a looser --budget, or tune"))
-    if budget is not None and not read_run(run).report["budget"]["met"]:
+    kept_to = read_run(run).report["budget"]
+    if budget is not None and kept_to and not kept_to["met"]:
         raise typer.Exit(OVER_BUDGET)
 
 

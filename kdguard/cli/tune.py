@@ -64,6 +64,7 @@ def tune(
     rank: Annotated[int | None, flag("rank", "--rank")] = None,
     quant: Annotated[str | None, flag("quant", "--quant")] = None,
     seed: Annotated[int | None, flag("seed", "--seed")] = None,
+    report_to: Annotated[str | None, flag("report_to", "--report-to")] = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -104,7 +105,7 @@ def tune(
         refuse_used(resolved.out.with_name(f"{resolved.out.name}-control"), "give another --out")
     runs = []
     with listening(as_json, resolved.model) as events:
-        from kdguard import tune as story
+        from kdguard import tuning as story
 
         with _how_to_go_on(events, may_shorten=not resolved.shorten and processes.count() == 1):
             report = story.tune(resolved, events, resume=resume, allow_changes=allow_changes, dry_run=dry_run)
@@ -176,7 +177,7 @@ def demo(
             console.rule(f"{name}: {'with' if guard else 'without'} the guard", align="left", characters="-")
         flags = {"data": data, "model": "demo", "guard": guard, "seed": seed, "out": folder / name}
         with listening(as_json, "demo") as events:
-            from kdguard import tune as story
+            from kdguard import tuning as story
 
             with _how_to_go_on(events):
                 story.tune(resolve(flags), events, same_base=folder / "plain" if guard else None)

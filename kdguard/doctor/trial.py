@@ -87,7 +87,7 @@ def try_bitsandbytes() -> dict[str, Any]:
 
 def try_libraries() -> dict[str, Any]:
     """Everything that a run imports."""
-    import kdguard.tune  # noqa: F401
+    import kdguard.tuning  # noqa: F401
 
     return {}
 

@@ -64,10 +64,14 @@ class LeanTrainer(SafeTrainer):
         return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
-        """(N, M) over the whole optimiser step: every micro-batch and every process."""
+        """(N, M) over the whole optimiser step, or a batch of evaluation: every micro-batch and every process."""
+        return self._count(batch_samples)
+
+    def get_batch_samples(self, *args: Any) -> tuple[list, torch.Tensor]:
+        micro_batches, counts = super().get_batch_samples(*args)
         self._steps += 1
-        self._step = _Step(batch_samples, self._count(batch_samples), self._parts.clone())
-        return self._step.counts
+        self._step = _Step(micro_batches, counts, self._parts.clone())
+        return micro_batches, counts
 
     def _count(self, micro_batches: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
         cut = (piece for batch in micro_batches for piece in pieces(batch, longest=self.lean.longest))

@@ -55,11 +55,14 @@ def guard_loss(
 
     student, teacher: final hidden states, (positions, hidden), each position predicting a next token. `teacher` None
         is plain SFT.
+    head: the output head that both share; `head_of(model)`.
     labels: (positions,), already shifted: the token that the position is to predict, or -100 where it has no target.
     shares: (positions,), how much of `weight` each position has; 1 by default.
     n_targets, n_guarded: N and M. Give the counts over the whole optimiser step, all micro-batches and processes, and
         splitting a batch never changes the gradient; by default they are counted here.
     chunk: positions at a time; by default as many as have `at_once` logits, 64 MiB in bf16, and on a CPU at most 256.
+
+    Raises ValueError when student and teacher differ in shape.
     """
     if teacher is None:
         at = labels != IGNORE

@@ -121,10 +121,11 @@ class MixedBatchSampler(Sampler[list[int]]):
 class GuardedTrainer(LeanTrainer):
     """Trains a PEFT model on rows with `input_ids`, `attention_mask` and `labels`, guarded by its own base.
 
-    It takes what `transformers.Trainer` takes, and
+    It takes what `transformers.Trainer` takes; beside `loss` it logs `ce`, in nats per target token, and `kl`, in nats
+    per guarded token. With TRL's rows and collator: `class GuardedSFTTrainer(GuardedTrainer, SFTTrainer)`. And it takes
 
     guard: weight, temperature and masking of the KL; `Guard(weight=0)` is plain SFT on the same code path.
-    rehearsal_dataset: rows without targets, written by the base; they are guarded only.
+    rehearsal_dataset: rows without targets, written by the base (`kdguard.rehearse`); they are guarded only.
     rehearsal: rehearsal rows per training row.
     keep_teacher: keep the teacher's final hidden states of rows that come more than once in a file of `output_dir`,
         and run the teacher only on their first visit; False runs it live on every step. Layers below the lowest
@@ -240,17 +241,25 @@ class GuardedTrainer(LeanTrainer):
         )
 
     def _collate(self, numbered: Sequence[tuple[int, Any]]) -> dict[str, torch.Tensor]:
-        batch = self.data_collator([row for _, row in numbered])
+        collate = self._get_collator_with_removed_columns(self.data_collator)
+        batch = collate([row for _, row in numbered])
         return {**batch, "row_ids": torch.tensor([number for number, _ in numbered])}
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
         """The guarded loss of one micro-batch; its share of the step's means, so that micro-batches add up."""
         counts = count(inputs) if num_items_in_batch is None else num_items_in_batch
         outputs = model(**inputs, counts=(counts[0], counts[1]))
-        parts = torch.stack([outputs["ce"], outputs["kl"]]).detach().double().cpu()
-        if self.model.training and not parts.isfinite().all():
-            stop_not_finite(self, "the loss")
-        self._parts += parts
+        if model.training:
+            parts = torch.stack([outputs["ce"], outputs["kl"]]).detach().double().cpu()
+            if not parts.isfinite().all():
+                stop_not_finite(self, "the loss")
+            self._parts += parts
         # DDP and FSDP average gradients over processes; the counts already divide by all of them.
         loss = outputs["loss"] * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss

@@ -50,7 +50,7 @@ def warm_up(
             "the base answers none of the training questions rightly, so there is nothing to warm up on",
             "--teacher base, or add rows to the data that it knows",
         )
-    once = replace(arguments, num_train_epochs=1, save_strategy="no", warmup_steps=0)
+    once = replace(arguments, num_train_epochs=1, save_strategy="no", warmup_steps=0, report_to="none")
     trainer = GuardedTrainer(model, once, train_dataset=known, data_collator=collate, guard=Guard(weight=0.0), **how)
     trainer.remove_callback(PrinterCallback)
     trainer.train()

@@ -21,7 +21,8 @@ from kdguard.processes import count
 
 LIBRARIES = "torch", "transformers", "peft", "bitsandbytes", "accelerate", "tokenizers"
 # Paths are resolved when they are written down, what they lead to is looked at; the others change no step of a run.
-_NOT_COMPARED = {"data", "model", "revision", "probes", "out", "preset", "quant", "offload", "embeddings", "shorten"}
+_NOT_COMPARED = {"data", "model", "revision", "probes", "out", "preset"}
+_NOT_COMPARED |= {"quant", "offload", "embeddings", "shorten", "report_to"}
 _NOT_SHAPE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
 _WORDS = {
     "weights": "the base's weights",

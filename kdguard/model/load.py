@@ -132,9 +132,11 @@ def load_base(
     trust_remote_code: bool = False,
     spread: bool = False,
 ) -> Base:
-    """Load a causal language model, frozen: NF4 with double quantisation, 8-bit, or as it is.
+    """Load a causal language model, frozen: NF4 with double quantisation (QLoRA, arXiv 2305.14314), 8-bit, or as it is.
 
-    embeddings: where a quantised model on a GPU has its table of input embeddings, if the head does not share it.
+    name: a hub id, a local folder, or `demo`. quant: `4bit`, `8bit` or `none`. revision: of the hub. tokenizer: in
+    place of the model's own. embeddings: where (`cpu`, `gpu`) a quantised model on a GPU has its table of input
+    embeddings, if the head does not share it.
     spread: keep in the computer's memory what the GPU has no room for; slow, and only for asking.
 
     Raises InputError when the model is not there or cannot be loaded, OutOfMemory when it does not fit by itself.
@@ -172,12 +174,15 @@ def load_base(
     model.requires_grad_(False)
     if device().type == "cuda" and quant != "none" and embeddings == "cpu":
         free_embeddings(model)
-    # Greedy is greedy and T = 1 is T = 1: none of the makers' penalties and filters.
-    made = model.generation_config
-    model.generation_config = GenerationConfig(
+    model.generation_config = plain_generation(model.generation_config)
+    return Base(name, model, tokenizer or load_tokenizer(name, revision, trust_remote_code=trust_remote_code))
+
+
+def plain_generation(made: GenerationConfig) -> GenerationConfig:
+    """Greedy is greedy and T = 1 is T = 1: none of the makers' penalties and filters."""
+    return GenerationConfig(
         bos_token_id=made.bos_token_id, eos_token_id=made.eos_token_id, pad_token_id=made.pad_token_id
     )
-    return Base(name, model, tokenizer or load_tokenizer(name, revision, trust_remote_code=trust_remote_code))
 
 
 def load_tuned(base: Base, adapter: Path, name: str = "default") -> PeftModel:

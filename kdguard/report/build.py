@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from kdguard import __version__
 from kdguard.config import TuneConfig
@@ -13,6 +13,7 @@ from kdguard.files import write_whole
 from kdguard.probes.score import Answer
 from kdguard.probes.watch import Settled
 from kdguard.report import run as run_folder
+from kdguard.report.contract import Report
 from kdguard.report.figures import Kept, Pair, by_category, by_level, kept, learned, pair
 from kdguard.report.render import render
 from kdguard.report.warn import few_known, nothing_learned
@@ -33,13 +34,13 @@ def build_report(
     settled: Settled | None = None,
     adopted: str | None = None,
     ces: Sequence[float] = (),
-) -> dict[str, Any]:
+) -> Report:
     """The contents of `report.json`. `probes` and `new` are (before, after); shares are 0 to 1.
 
     settled: what the budget made of the end of training. adopted: the adapter that another tool trained. ces: the
     cross-entropy of each training step, in nats.
     """
-    return {
+    report = {
         "format": FORMAT,
         "kdguard": __version__,
         "model": config.model,
@@ -55,6 +56,7 @@ def build_report(
         "cost": cost,
         **outcome(settled.strength if settled else 1.0, pair(*probes), new, drift, settled, config.goal, ces),
     }
+    return cast(Report, report)
 
 
 def outcome(
@@ -105,14 +107,14 @@ def budget(settled: Settled, old: Kept) -> dict[str, Any]:
     }
 
 
-def write_report(out: Path, report: dict[str, Any], events: Events) -> None:
+def write_report(out: Path, report: Report, events: Events) -> None:
     """Write the model card, `report.html`, and last `report.json`: where that one is, the run is whole."""
     events.emit("finished", learned=report["learned"]["after"], forgetting=report["kept"]["forgetting"])
     write_pages(out, report)
     write_whole(out / run_folder.REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_pages(out: Path, report: dict[str, Any]) -> None:
+def write_pages(out: Path, report: Report) -> None:
     """Write what people read: the adapter's model card and `report.html`."""
     from kdguard.report.plots import plot_dial, plot_training, plot_watched
 
@@ -150,7 +152,7 @@ def write_pages(out: Path, report: dict[str, Any]) -> None:
     write_whole(out / "report.html", html)
 
 
-def verdict(report: dict[str, Any]) -> str:
+def verdict(report: Report) -> str:
     """The run in one sentence."""
     new, old = report["learned"], report["kept"]
     said = f"Learned {new['after']:.1%} of {new['n']:,} training questions" if new["n"] else ""

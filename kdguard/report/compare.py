@@ -42,9 +42,9 @@ def write_comparison(path: Path, runs: Sequence[Run]) -> None:
     found = compare(runs)
     reports = [run.report for run in runs]
     points = [
-        (name, report["learned"]["after"], report["kept"]["forgetting"])
+        (name, report["learned"]["after"], forgetting)
         for name, report in zip(found.names, reports, strict=True)
-        if report["learned"]["n"] and report["kept"]["known"]
+        if report["learned"]["n"] and (forgetting := report["kept"]["forgetting"]) is not None
     ]
     page = render(
         "compare.html",

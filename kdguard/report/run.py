@@ -15,6 +15,7 @@ from kdguard.errors import InputError
 from kdguard.events import read_events
 from kdguard.files import refuse_foreign, write_jsonl
 from kdguard.probes.score import Answer
+from kdguard.report.contract import Report
 from kdguard.report.figures import Pair, pair
 from kdguard.report.schema import read_answers, read_report
 
@@ -39,7 +40,7 @@ class Run:
 
     path: Path
     config: dict[str, Any]
-    report: dict[str, Any]
+    report: Report
     probes: list[Pair]
     new: list[Pair]
     watched: list[Pair]

@@ -1,13 +1,17 @@
-"""What `report.json` and a file of answers have to hold: they may have been written by hand, or by nobody we know."""
+"""What `report.json` and a file of answers have to hold: they may have been written by hand, or by nobody we know.
+
+What a report of ours holds is kdguard.report.contract's `Report`; keys that came later may be missing in one.
+"""
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from kdguard.errors import InputError
 from kdguard.probes.score import Answer
+from kdguard.report.contract import Report
 
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -106,10 +110,10 @@ class _Report(_Part):
 _ANSWER = TypeAdapter(Answer)
 
 
-def read_report(path: Path) -> dict[str, Any]:
+def read_report(path: Path) -> Report:
     """The contents of a `report.json`, with further keys as they are. Raises InputError that names what is wrong."""
     try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
+        found: Report = json.loads(path.read_bytes())
         _Report.model_validate(found)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(

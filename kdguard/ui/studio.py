@@ -28,6 +28,7 @@ from kdguard.config_file import read_config
 from kdguard.errors import InputError, KdguardError
 from kdguard.events import Event, read_events
 from kdguard.report import run as run_folder
+from kdguard.report.contract import Report
 from kdguard.report.run import Run, read_run
 from kdguard.report.schema import read_report
 from kdguard.ui.pack import PACK
@@ -61,7 +62,7 @@ class Studio:
         self.scratch = Path(tempfile.mkdtemp(prefix="kdguard-"))  # logs and exports, gone with this process
         atexit.register(shutil.rmtree, self.scratch, ignore_errors=True)
         self._jobs: dict[str, Job] = {}
-        self._reports: dict[Path, tuple[int, dict[str, Any]]] = {}
+        self._reports: dict[Path, tuple[int, Report]] = {}
         self._open: dict[str, tuple[int, Run]] = {}
         self._workers: dict[Path, tuple[int, Event | None]] = {}
         self._asked: dict[int, float] = {}  # to stop, by process
@@ -88,7 +89,7 @@ class Studio:
             raise InputError(f"{name}: {stray.name} leads out of {self.root}", "copy what it points to")
         return path
 
-    def reports(self) -> dict[str, dict[str, Any]]:
+    def reports(self) -> dict[str, Report]:
         """The report of every finished run, the newest first; one that cannot be read is left out."""
         found = {}
         for name in self.names():

@@ -35,7 +35,7 @@ from kdguard.model.memory import at_once, forget, in_batches, ran_out
 from kdguard.probes.answer import ask
 from kdguard.probes.packs import PACKS, load_probes
 from kdguard.terminal import Terminal
-from kdguard.tune import tune
+from kdguard.tuning import tune
 from kdguard.ui.progress import progress
 from tests.guard.test_packing import tuned
 from tests.guard.test_trainer import adapter, rows, unlabelled

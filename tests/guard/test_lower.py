@@ -14,7 +14,7 @@ from kdguard.guard.kept import KeptStates
 from kdguard.guard.lower import lower_layers
 from kdguard.guard.teacher import Guard, count, install, take_snapshot
 from kdguard.model.load import Base, add_adapter, layer_stack, load_base, save_adapter
-from kdguard.tune import tune
+from kdguard.tuning import tune
 from tests.conftest import ARCHITECTURES, SMALL
 from tests.guard.test_packing import loss_and_gradients, short_rows
 from tests.guard.test_trainer import adapter, trainer

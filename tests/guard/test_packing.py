@@ -17,7 +17,7 @@ from kdguard.guard.teacher import Guard, count, install
 from kdguard.guard.trainer import GuardedTrainer, MixedBatchSampler
 from kdguard.model.load import add_adapter, load_base
 from kdguard.model.packing import keeps_rows_apart
-from kdguard.tune import tune
+from kdguard.tuning import tune
 from tests.conftest import ARCHITECTURES, SMALL, byte_tokenizer
 from tests.guard.test_trainer import adapter, rows, unlabelled
 

@@ -224,3 +224,33 @@ def test_a_trained_head_is_refused(tmp_path):
     model = get_peft_model(base, LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
     with pytest.raises(InputError, match="output head"):
         trainer(model, tmp_path)
+
+
+def test_evaluating_on_the_way_leaves_the_log_of_training_as_it_was(tmp_path):
+    """A script that swaps the class evaluates too: what that sums up must not be told as training's."""
+    logs = []
+    for evaluate in ("no", "steps"):
+        torch.manual_seed(0)
+        model = add_adapter(load_base("demo", quant="none"), rank=8)
+        run = trainer(model, tmp_path, eval_dataset=rows(4, 2))
+        run.args.eval_strategy, run.args.eval_steps = evaluate, 1
+        run.train()
+        logs.append([{key: log[key] for key in ("ce", "kl")} for log in run.state.log_history if "ce" in log])
+        assert any("eval_loss" in log for log in run.state.log_history) == (evaluate == "steps")
+    assert logs[0] == logs[1]
+
+
+def test_columns_that_the_model_does_not_read_are_left_out(tmp_path, demo):
+    """transformers' Trainer leaves them out, and a collator cannot make a tensor of a question."""
+    made = [{"input_ids": row.ids, "labels": row.labels, "question": "Who?"} for row in rows(16)]
+    run = trainer(add_adapter(demo, rank=8), tmp_path, train=made)
+    run.args.remove_unused_columns = True
+    seen = []
+
+    def collate(features):
+        seen.extend(set(feature) for feature in features)
+        return Collator(0)([Row(feature["input_ids"], feature["labels"]) for feature in features])
+
+    run.data_collator = collate
+    run.train()
+    assert seen and all(columns == {"input_ids", "labels"} for columns in seen)

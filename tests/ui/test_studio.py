@@ -278,6 +278,6 @@ import kdguard.ui.page
 from kdguard.ui.parts import libraries
 assert not {"torch", "transformers", "scipy", "matplotlib"} & set(sys.modules)
 libraries()
-assert "torch" in sys.modules and not {"kdguard.tune", "kdguard.guard.trainer"} & set(sys.modules)
+assert "torch" in sys.modules and not {"kdguard.tuning", "kdguard.guard.trainer"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)

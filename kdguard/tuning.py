@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import psutil
 import torch
@@ -57,6 +57,7 @@ from kdguard.processes import agreed, by_main
 from kdguard.questions import new_questions, read_data, row_of
 from kdguard.report import run as run_folder
 from kdguard.report.build import build_report, write_report
+from kdguard.report.contract import Report
 from kdguard.report.warn import ces_in, few_known
 from kdguard.training import (
     Sample,
@@ -64,6 +65,7 @@ from kdguard.training import (
     Stops,
     Tell,
     micro_batch_size,
+    refuse_missing,
     trained_before,
     training_arguments,
 )
@@ -74,17 +76,39 @@ USED = "give another --out, or --resume to go on with that run"
 DRIFT_ROWS = 64  # further rows that the base wrote, kept out of training, on which drift is measured
 
 
+@overload
 def tune(
     config: TuneConfig,
-    events: Events,
+    events: Events | None = None,
+    *,
+    resume: bool = False,
+    allow_changes: bool = False,
+    dry_run: Literal[False] = False,
+    same_base: Path | None = None,
+) -> Report: ...
+@overload
+def tune(
+    config: TuneConfig,
+    events: Events | None = None,
+    *,
+    resume: bool = False,
+    allow_changes: bool = False,
+    dry_run: bool,
+    same_base: Path | None = None,
+) -> Any: ...
+def tune(
+    config: TuneConfig,
+    events: Events | None = None,
     *,
     resume: bool = False,
     allow_changes: bool = False,
     dry_run: bool = False,
     same_base: Path | None = None,
-) -> dict[str, Any]:
-    """Run `config` and return its report, or its plan if `dry_run`. Nothing is written until every input is read.
+) -> Any:
+    """Run `config` and return its report, which is also in its run folder. Nothing is written until all input is read.
 
+    events: tells its listeners what happens (`kdguard.events`). resume: go on with the run in `config.out`.
+    dry_run: return {`plan`, `config`} as `kdguard tune --dry-run --json` prints them, and write nothing.
     allow_changes: go on with a run though data, model, settings or libraries are not what it began with.
     same_base: a finished run of the same base, data and probes, whose base answers are taken over instead of asked.
 
@@ -96,6 +120,8 @@ def tune(
     """
     if not config.data:
         raise InputError("no training data was named", "kdguard tune DATA")
+    refuse_missing(config.report_to)
+    events = events or Events()
     with Stops() as stops, ExitStack() as locked:
         events.listeners.append(stops.check)
         processes.join()
