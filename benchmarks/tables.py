@@ -154,6 +154,15 @@ def probing() -> str:
     return markdown("probes|in batches|one by one|same answers", lines)
 
 
+def exported() -> str:
+    """Exports beside the tuned model that they are of."""
+    found = read("export")
+    shares = [("tuned", found["tuned"], "", "")]
+    shares += [(row["export"], row, f"{row['same']:,} of {row['n']:,}", f"{row['lost']:,}") for row in found["exports"]]
+    lines = [[name, f"{of['learned']:.1%}", f"{of['forgotten']:.1%}", *rest] for name, of, *rest in shares]
+    return markdown("export|learned|forgotten|answers as tuned, word for word|right answers lost", lines)
+
+
 def data() -> str:
     """Large data, checked and tokenised."""
     lines = [
@@ -308,6 +317,7 @@ TABLES: dict[str, Callable[[], str]] = {
         packing,
         data,
         probing,
+        exported,
         loss,
         fit,
         presets,

@@ -99,7 +99,7 @@ def print_exported(out: Console, run: Run, entry: dict[str, Any]) -> None:
     out.print(f"\nexport      {escape(entry['path'])}", soft_wrap=True)
 
 
-def export_table(report: dict[str, Any], entries: Sequence[dict[str, Any]]) -> Table:
+def export_table(report: Report, entries: Sequence[dict[str, Any]]) -> Table:
     """A line each for the base, the tuned model and what was exported of it."""
     table = Table(box=_box(), show_edge=False, pad_edge=False, collapse_padding=True)
     table.add_column("")

@@ -41,6 +41,8 @@ PARSED = {
     "kdguard fit": "of a 7B model takes a while; tests/test_fit.py",
     "kdguard explain": "--control trains once more; tests/test_explain.py",
     "--preset": "needs a GPU",
+    "gguf": "needs llama.cpp; tests/export/test_gguf.py",
+    "ollama": "needs llama.cpp or Ollama; tests/export/test_ollama.py",
     "--report-to": "needs what is not installed; tests/test_api.py",
 }
 SETUP = {  # makes an environment; CI's own begins with the first of them
@@ -60,7 +62,7 @@ def blocks(page: Path) -> Iterator[tuple[str, str]]:
 def commands(page: Path) -> list[str]:
     """What is typed, without the remark beside it."""
     lines = [line for language, text in blocks(page) if language in ("sh", "console") for line in text.splitlines()]
-    typed = [line.removeprefix("$ ") for line in lines if line]
+    typed = [re.sub(r"^(\$ |accelerate launch .* -m (?=kdguard))", "", line) for line in lines if line]
     return [re.split(r"\s{2,}|\s+# ", line)[0] for line in typed if line.startswith(STARTS)]
 
 

@@ -3,7 +3,7 @@
 Keys are only ever added; where one would change its meaning, `format` goes up.
 """
 
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 Interval = tuple[float, float]
 
@@ -89,6 +89,7 @@ class Report(TypedDict):
 
     data: the training data in short; None for an adapter adopted without them. adopted: the adapter that another tool
     trained, or None. strength: the scale of the adapter, 0 to 1. warnings: what to mind in these figures, in words.
+    exported: how each export answered, see kdguard.report.exported.
     """
 
     format: int
@@ -107,3 +108,4 @@ class Report(TypedDict):
     drift: Drift
     budget: Budget | None
     warnings: list[str]
+    exported: NotRequired[list[dict[str, Any]]]

@@ -17,6 +17,7 @@ from kdguard.files import write_whole
 from kdguard.probes.score import Answer
 from kdguard.report import run as run_folder
 from kdguard.report.build import write_pages
+from kdguard.report.contract import Report
 from kdguard.report.figures import Pair, kept, learned, pair
 from kdguard.report.run import Run, read_run, write_answers
 
@@ -57,16 +58,18 @@ def add_export(path: Path, entry: dict[str, Any], answers: Mapping[str, Sequence
     entry = {**entry, "answers": f"{run_folder.EXPORTED}/{name}" if answers else None}
     for what, found in answers.items():
         write_answers(path / run_folder.EXPORTED / name / f"{what}.jsonl", found)
-    report = {**run.report, "exported": [*others, entry]}
+    report: Report = {**run.report, "exported": [*others, entry]}
     write_pages(path, report)
     write_whole(path / run_folder.REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return entry
 
 
-def forget_exports(path: Path, report: dict[str, Any]) -> dict[str, Any]:
+def forget_exports(path: Path, report: Report) -> Report:
     """The report of a run that has changed since, without its exports."""
     shutil.rmtree(path / run_folder.EXPORTED, ignore_errors=True)
-    return {key: value for key, value in report.items() if key != "exported"}
+    rest: Report = {**report}
+    rest.pop("exported", None)
+    return rest
 
 
 def _beside(pairs: Sequence[Pair], answers: Sequence[Answer]) -> list[Pair]:

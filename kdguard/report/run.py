@@ -88,7 +88,7 @@ def read_explained(path: Path) -> dict[str, Any] | None:
         raise InputError(f"{found}: this file is damaged", f"kdguard explain {path}") from None
 
 
-def read_exported(path: Path, report: dict[str, Any]) -> dict[str, Answer]:
+def read_exported(path: Path, report: Report) -> dict[str, Answer]:
     """The answers of the run's last export that was asked, by the question's id; none where there is no such export."""
     asked = [each["answers"] for each in report.get("exported", []) if each["answers"]]
     files = sorted((path / asked[-1]).glob("*.jsonl")) if asked else []
