@@ -2,7 +2,8 @@
 
 Commands are run in a folder with small files under the names that the pages use. So that each takes seconds, QUICK is
 added to those that tune (the embedded model, one epoch, few probes) and FEW to those that ask, wherever a page does not
-say otherwise; a flag on the page wins. SMALLER stand for the shipped packs. What is only parsed, and why, stands in PARSED and SETUP.
+say otherwise; a flag on the page wins. SMALLER stand for the shipped packs. What is only parsed, and why, stands in
+PARSED and SETUP.
 """
 
 import contextlib
