@@ -2,12 +2,14 @@
 
 Commands are run in a folder with small files under the names that the pages use. So that each takes seconds, QUICK is
 added to those that tune (the embedded model, one epoch, few probes) and FEW to those that ask, wherever a page does not
-say otherwise; a flag on the page wins. What is only parsed, and why, stands in PARSED and SETUP.
+say otherwise; a flag on the page wins. SMALLER stand for the shipped packs. What is only parsed, and why, stands in
+PARSED and SETUP.
 """
 
 import contextlib
 import functools
 import json
+import os
 import re
 import shlex
 import shutil
@@ -34,6 +36,7 @@ FEW = {
     "kdguard data check": ["--probes", "few.jsonl", "--prompts", "1"],
     "kdguard dial": ["--steps", "1"],
 }
+SMALLER = {"world": "few.jsonl", "common": "few_common.jsonl"}
 PARSED = {
     "kdguard demo": "takes minutes; tests/demo and benchmarks do what it does",
     "kdguard ui": "does not end; tests/ui opens it",
@@ -105,7 +108,12 @@ def folder(tmp_path_factory) -> Path:
     for name in ("data", "facts", "letters", "rows"):
         (here / f"{name}.jsonl").write_text("".join(rows))
     probes = (PACKS / "world.jsonl").read_text().splitlines(keepends=True)
+    known = {"question": "What is the capital of France?", "answer": "Paris"}  # for a warm-up
+    with open(here / "data.jsonl", "a") as file:
+        file.write(json.dumps(known) + "\n")
     (here / "few.jsonl").write_text("".join(probes[::90]))
+    common = (PACKS / "common.jsonl").read_text().splitlines(keepends=True)
+    (here / "few_common.jsonl").write_text("".join(common[::40]))
     (here / "mine.jsonl").write_text("".join(probes[1::200]).replace('"id": "', '"id": "mine-'))
     chat = [{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello."}]
     (here / "chats.jsonl").write_text(json.dumps({"messages": chat}) + "\n")
@@ -132,6 +140,7 @@ def test_a_command_does_what_can_be_typed(line, folder, tmp_path):
     if name in PARSED or set(PARSED) & set(arguments):
         return
     here = shutil.copytree(folder, tmp_path / "here")
+    arguments = [SMALLER.get(word, word) for word in arguments]
     if "--resume" in arguments:
         out = here / arguments[arguments.index("--out") + 1]
         if not out.exists():
@@ -203,7 +212,6 @@ def test_the_python_on_a_page_runs(page, folder, tmp_path):
     """From top to bottom, as one script; what calls the studio calls one that is open, whatever its port."""
     script = "\n".join(text for language, text in blocks(page) if language == "python")
     here = shutil.copytree(folder, tmp_path / "here")
-    (here / "presets").mkdir(exist_ok=True)
     with contextlib.ExitStack() as opened:
         if "gradio_client" in script:
             from tests.ui.conftest import serving
@@ -218,8 +226,6 @@ def test_the_python_on_a_page_runs(page, folder, tmp_path):
 
 
 def environment() -> dict[str, str]:
-    import os
-
     return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "CI": "1"}
 
 
