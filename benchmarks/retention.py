@@ -22,6 +22,7 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 from worlds import Fact, World, base_of, world_named
 
+from kdguard.asking import DRIFT_ROWS, rehearsal_rows
 from kdguard.config import TuneConfig, presets
 from kdguard.data import IGNORE
 from kdguard.data.batches import Collator
@@ -35,7 +36,6 @@ from kdguard.model.load import add_adapter, default_lr, load_base
 from kdguard.probes.answer import ask, generate
 from kdguard.probes.packs import Probe
 from kdguard.training import training_arguments
-from kdguard.tuning import DRIFT_ROWS, rehearsal_rows
 
 HELD_OUT = 1000  # old facts that score a method; no method ever sees them
 LEARNING_RATES = {"demo": presets()["demo"]["lr"]}  # where the default is a preset's

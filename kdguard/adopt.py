@@ -12,6 +12,7 @@ from peft import PeftModel
 from peft.tuners.lora import Embedding as LoraEmbedding
 from peft.tuners.lora import LoraLayer
 
+from kdguard.asking import DRIFT_ROWS, MAX_REHEARSAL_TOKENS, graded
 from kdguard.config import resolve
 from kdguard.data.batches import Collator
 from kdguard.data.tokens import Renderer
@@ -23,13 +24,12 @@ from kdguard.guard.teacher import drift
 from kdguard.model.adapter import read_adapter
 from kdguard.model.fingerprint import of_base, versions
 from kdguard.model.load import load_base, load_tuned, own_tokenizer, save_adapter
-from kdguard.model.memory import at_once
+from kdguard.model.memory import at_once, peak_memory_gib
 from kdguard.probes.answer import ask
 from kdguard.probes.packs import load_probes
 from kdguard.questions import new_questions, read_data
 from kdguard.report import run as run_folder
 from kdguard.report.build import build_report, write_report
-from kdguard.tuning import DRIFT_ROWS, MAX_REHEARSAL_TOKENS, graded, peak_memory_gib
 
 
 def adopt(

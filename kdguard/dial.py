@@ -7,6 +7,7 @@ from typing import Any
 
 from peft.helpers import rescale_adapter_scale
 
+from kdguard.asking import DRIFT_ROWS
 from kdguard.config import resolve
 from kdguard.data.batches import Collator
 from kdguard.errors import InputError
@@ -28,7 +29,6 @@ from kdguard.report.exported import forget_exports
 from kdguard.report.figures import Pair, kept, pair
 from kdguard.report.run import Run, write_answers
 from kdguard.report.warn import ces_in
-from kdguard.tuning import DRIFT_ROWS
 
 
 @dataclass(frozen=True)

@@ -4,25 +4,20 @@ import json
 import os
 import platform
 import re
-import sys
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
-import psutil
-import torch
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from kdguard import processes
+from kdguard.asking import DRIFT_ROWS, Asking, rehearsal_rows
 from kdguard.config import TuneConfig
 from kdguard.data.batches import Collator, pack
 from kdguard.data.check import lengths
-from kdguard.data.rows import Rows
-from kdguard.data.tokens import CHATML, Renderer, Row
+from kdguard.data.tokens import CHATML, Renderer
 from kdguard.errors import InputError
 from kdguard.events import Events, read_events
 from kdguard.files import write_whole
@@ -31,7 +26,6 @@ from kdguard.gpu import others
 from kdguard.guard.budget import BudgetKeeper, settle
 from kdguard.guard.checkpoint import last_whole
 from kdguard.guard.lean import Lean
-from kdguard.guard.rehearsal import REHEARSAL, load_rows, rehearse, save_rows
 from kdguard.guard.teacher import Guard, drift
 from kdguard.guard.trainer import GuardedTrainer
 from kdguard.guard.warmup import warm_up
@@ -45,13 +39,10 @@ from kdguard.model.load import (
     save_adapter,
     uuid,
 )
-from kdguard.model.memory import at_once
+from kdguard.model.memory import at_once, peak_memory_gib
 from kdguard.model.packing import keeps_rows_apart
 from kdguard.model.sharded import whole
-from kdguard.probes.answer import ask
-from kdguard.probes.levels import grade
-from kdguard.probes.packs import Probe, load_probes
-from kdguard.probes.score import Answer
+from kdguard.probes.packs import load_probes
 from kdguard.probes.watch import Allowance, split
 from kdguard.processes import agreed, by_main
 from kdguard.questions import new_questions, read_data, row_of
@@ -70,10 +61,7 @@ from kdguard.training import (
     training_arguments,
 )
 
-MAX_REHEARSAL = 8192  # rehearsal rows written by the base; more passes walk through them again
-MAX_REHEARSAL_TOKENS = 256  # a rehearsal row's question and answer each; never longer than the longest training row
 USED = "give another --out, or --resume to go on with that run"
-DRIFT_ROWS = 64  # further rows that the base wrote, kept out of training, on which drift is measured
 
 
 @overload
@@ -174,8 +162,7 @@ def _tune(
         embeddings=config.embeddings,
         trust_remote_code=config.trust_remote_code,
     )
-    model: Any = base.model  # until it has an adapter
-    config = config.model_copy(update={"lr": config.lr or default_lr(model, config.goal)})
+    config = config.model_copy(update={"lr": config.lr or default_lr(base.model, config.goal)})
     new = new_questions(rows, config)
     longest = int(rows.lengths.max())
     packing = None
@@ -224,55 +211,21 @@ def _tune(
     past = trained_before(read_events(events.path))
     events.emit("process", pid=os.getpid(), host=platform.node())
 
-    def asked(questions: Sequence[Probe], **how: Any) -> list[Answer]:
-        with whole(model):
-            return agreed(ask(model, renderer, questions, **how))
-
-    def right(questions: Sequence[Probe]) -> set[str]:
-        return {answer.id for answer in asked(questions) if answer.correct}
-
-    def answers(folder: str, when: str, questions: list[Probe]) -> list[Answer]:
-        path = out / folder / f"{when}.jsonl"
-
-        def found_before() -> list[Answer] | None:
-            if not resume or not path.exists():
-                return None
-            found = run_folder.read_answers(path)
-            of = [(question.id, question.question, question.answers) for question in questions]
-            return found if [(answer.id, answer.question, answer.answers) for answer in found] == of else None
-
-        if not questions:  # plain text asks none
-            by_main(lambda: run_folder.write_answers(path, []))
-            return []
-        if found := by_main(found_before):
-            return found
-        if same_base and when == "before":
-            found = by_main(lambda: run_folder.read_answers(same_base / folder / path.name))
-        else:
-            phase = f"ask {folder} {when}"
-            events.emit("phase", name=phase)
-            found = asked(questions, progress=events.progress(phase))
-            if (folder, when) == ("probes", "before") and config.prompts > 1:
-                events.emit("phase", name="grade")
-                found = agreed(graded(found, questions, base.model, renderer, config, events))
-        by_main(lambda: run_folder.write_answers(path, found))
-        events.emit("answers", when=when, of=folder, n=len(found), correct=sum(answer.correct for answer in found))
-        return found
-
+    asking = Asking(config, base.model, renderer, events, resume=resume, same_base=same_base)
     at_once.tell = events.leaner
     if resume:
         at_once.as_in(events.path)
-    probes_before, new_before = answers("probes", "before", scored), answers("new", "before", new)
+    probes_before, new_before = asking.answers("probes", "before", scored), asking.answers("new", "before", new)
     doubts = few_known(sum(answer.correct for answer in probes_before), len(scored))
     for what in doubts:
         events.emit("warning", what=what)
-    watched_before = answers("watched", "before", watched) if watched else []
+    watched_before = asking.answers("watched", "before", watched) if watched else []
     at_once.tell = lambda what, **how: events.leaner(f"{what}; the base was asked in larger ones", **how)
-    rehearsal = _rehearsal(config, base.model, renderer, checkpoints, rows, events, resume)
+    rehearsal = asking.rehearsal(rows)
     for_drift, rehearsal = rehearsal[:DRIFT_ROWS], rehearsal[DRIFT_ROWS:]
 
     set_seed(config.seed)
-    model = add_adapter(
+    model = asking.model = add_adapter(
         base,
         rank=config.rank,
         layers="attention output" if config.goal == "style" else "all",
@@ -301,13 +254,13 @@ def _tune(
     )
     trainer.remove_callback(PrinterCallback)
     known_probes = [probe for probe, answer in zip(scored, probes_before, strict=True) if answer.correct]
-    trainer.add_callback(Sample(events, known_probes, new, config.seed, asked))
+    trainer.add_callback(Sample(events, known_probes, new, config.seed, asking.ask))
     keeper = None
     if config.budget is not None:
         known = {answer.id for answer in watched_before if answer.correct}
         keeper = BudgetKeeper(
             guard,
-            lambda: len(known - right(watched)),
+            lambda: len(known - asking.right(watched)),
             Allowance(config.budget, len(known)),
             checkpoints,
             events,
@@ -322,13 +275,13 @@ def _tune(
     settled = None
     if keeper:
         events.emit("phase", name="settle")
-        settled = settle(model, keeper, trainer.state.global_step, lambda: len(right(new)))
+        settled = settle(model, keeper, trainer.state.global_step, lambda: len(asking.right(new)))
 
     with whole(model):
         drifted = drift(model, for_drift, padded)
-    probes_after, new_after = answers("probes", "after", scored), answers("new", "after", new)
+    probes_after, new_after = asking.answers("probes", "after", scored), asking.answers("new", "after", new)
     if watched:
-        answers("watched", "after", watched)
+        asking.answers("watched", "after", watched)
     events.emit("phase", name="report")
     report = build_report(
         config,
@@ -364,66 +317,8 @@ def _refuse_changes(out: Path, now: dict[str, str]) -> None:
         )
 
 
-def rehearsal_rows(config: TuneConfig, rows: int) -> int:
-    """How many rows the base writes: as many as the run can use, up to MAX_REHEARSAL, and those for drift."""
-    used = round(rows * config.epochs * config.rehearsal) if config.guard else 0
-    return min(MAX_REHEARSAL, used) + DRIFT_ROWS
-
-
 def default_out(config: TuneConfig) -> Path:
     """`runs/<data>-<model>-<time>`."""
     model = re.sub(r"[^A-Za-z0-9.]+", "-", config.model.rstrip("/").split("/")[-1]).strip("-")
     data = Path(config.data[0]).stem + (f"-and-{len(config.data) - 1}-more" if len(config.data) > 1 else "")
     return Path("runs") / f"{data}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def peak_memory_gib() -> float:
-    """The GPU's peak allocation, or this process's peak resident memory where there is no GPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    memory = psutil.Process().memory_info()
-    if hasattr(memory, "peak_wset"):  # Windows
-        return memory.peak_wset / 2**30
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def graded(
-    answers: list[Answer], probes: list[Probe], model, renderer: Renderer, config: TuneConfig, events: Events
-) -> list[Answer]:
-    """The answers with the levels of those that are right: known in every way of asking, or in some."""
-    known = [probe for probe, answer in zip(probes, answers, strict=True) if answer.correct]
-    found = grade(
-        model,
-        renderer,
-        known,
-        prompts=config.prompts,
-        samples=0,
-        seed=config.seed,
-        progress=events.progress("grade"),
-    )
-    levels = {answer.id: answer.level for answer in found}
-    return [replace(answer, level=levels.get(answer.id)) for answer in answers]
-
-
-def _rehearsal(
-    config, model, renderer: Renderer, checkpoints: Path, rows: Rows, events: Events, resume: bool
-) -> list[Row]:
-    path = checkpoints / REHEARSAL
-    if kept := by_main(lambda: load_rows(path) if resume and path.exists() else None):
-        return kept
-    events.emit("phase", name="rehearse")
-    found = agreed(
-        rehearse(
-            model,
-            renderer,
-            rehearsal_rows(config, len(rows)),
-            seed=config.seed,
-            max_new_tokens=min(MAX_REHEARSAL_TOKENS, int(rows.lengths.max())),
-            progress=events.progress("rehearse"),
-        )
-    )
-    by_main(lambda: save_rows(path, found))
-    return found
