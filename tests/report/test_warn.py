@@ -76,7 +76,9 @@ def test_a_cross_entropy_that_is_mostly_noise_has_not_clearly_fallen():
 def test_of_a_step_that_came_twice_the_last_counts(tmp_path):
     path = tmp_path / "events.jsonl"
     steps = [(1, 3.0), (2, 9.0), (2, 2.0), (3, 1.0)]
-    path.write_text("".join(f'{{"event": "loss", "time": 0, "step": {s}, "ce": {ce}}}\n' for s, ce in steps))
+    path.write_text(
+        "".join(f'{{"event": "loss", "time": 0, "step": {s}, "steps": 3, "ce": {ce}, "kl": 0}}\n' for s, ce in steps)
+    )
     assert ces_in(path) == [3.0, 2.0, 1.0]
 
 
