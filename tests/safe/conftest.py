@@ -16,7 +16,7 @@ from tests.forked import Ended, Forked
 from tests.test_cli import DATA
 
 FLAGS = "--model demo --epochs 3 --batch-size 8 --rank 8 --budget 20% --prompts 1"
-THOROUGH = "KDGUARD_THOROUGH" in os.environ  # all cases; else some of them, drawn anew in each run
+THOROUGH = "KDGUARD_THOROUGH" in os.environ  # all cases; else the same few of them
 
 
 def some(cases: Sequence[Any], n: int) -> Sequence[Any]:
