@@ -125,7 +125,7 @@ class SafeTrainer(Trainer):
         if self.args.save_total_limit:
             found = sorted(_checkpoints(final.parent), key=_step_of)
             for old in found[: -self.args.save_total_limit]:
-                if str(old) != self.state.best_model_checkpoint:
+                if _step_of(old) != self.state.best_global_step:
                     shutil.rmtree(old, ignore_errors=True)
 
     def _restore(self, checkpoint: Path) -> None:
