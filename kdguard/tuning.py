@@ -277,12 +277,12 @@ def _tune(
         events.emit("phase", name="settle")
         settled = settle(model, keeper, trainer.state.global_step, lambda: len(asking.right(new)))
 
-    with whole(model):
-        drifted = drift(model, for_drift, padded)
     probes_after, new_after = asking.answers("probes", "after", scored), asking.answers("new", "after", new)
     if watched:
         asking.answers("watched", "after", watched)
     events.emit("phase", name="report")
+    with whole(model):
+        drifted = drift(model, for_drift, padded)
     report = build_report(
         config,
         settled=settled,

@@ -33,6 +33,8 @@ ROOT = Path(__file__).parent.parent
 
 OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 BALLAST = "ballast"
+# As `quiet_libraries` has it before they are loaded.
+QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 
 @dataclass
@@ -55,7 +57,7 @@ class Forked:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.forked"],
             cwd=ROOT,
-            env={**os.environ, **environment},
+            env={**os.environ, **QUIET, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

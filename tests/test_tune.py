@@ -3,10 +3,6 @@
 import json
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -19,7 +15,6 @@ from kdguard.demo import MODEL
 from kdguard.events import read_events
 from kdguard.probes.packs import PACKS
 from kdguard.report.run import read_run
-from tests.conftest import ROOT
 from tests.test_cli import DATA, kdguard
 
 REPORT = {
@@ -202,29 +197,6 @@ def test_dry_run_prints_the_plan_and_writes_nothing(data, tmp_path):
     plan = json.loads(done.stdout)
     assert plan["plan"]["rows"] == 40 and plan["config"]["model"] == "demo"
     assert not (tmp_path / "run").exists()
-
-
-def test_ctrl_c_saves_and_resume_ends_with_the_adapter_of_the_run_that_was_not_stopped(data, some_probes, tmp_path):
-    flags = ("--model", "demo", "--epochs", "12", "--budget", "5%", "--probes", some_probes, "--prompts", "1")
-    whole = kdguard("tune", data, *flags, "--out", tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
-    command = [sys.executable, "-m", "kdguard", "tune", data, *flags, "--out", tmp_path / "stopped"]
-    running = subprocess.Popen(
-        list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
-    events = tmp_path / "stopped" / "events.jsonl"
-    deadline = time.time() + 120
-    while not any(event["event"] == "loss" and event["step"] >= 5 for event in read_events(events)):
-        assert running.poll() is None and time.time() < deadline
-        time.sleep(0.05)
-    running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=30)
-    assert running.returncode == 130
-    assert f"kdguard tune --resume --out {tmp_path / 'stopped'}" in said.replace("\n", "")
-    resumed = kdguard("tune", "--resume", "--out", tmp_path / "stopped")
-    assert resumed.returncode == 0, resumed.stderr
-    adapters = [(tmp_path / run / "adapter" / "adapter_model.safetensors").read_bytes() for run in ("whole", "stopped")]
-    assert adapters[0] == adapters[1]
 
 
 def test_a_control_is_the_unguarded_twin_on_the_same_answers_of_the_base(tmp_path, data, some_probes):

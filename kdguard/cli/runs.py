@@ -1,6 +1,9 @@
 """What is done with a finished run: compare, adopt, explain, dial, look."""
 
 import json
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -183,3 +186,7 @@ def ui(
     serve(studio, opened, port=port, host=host, share=share, password=password, ready=ready)
     for name in studio.training():
         console.print(f"{name} is still being trained; kdguard ui {where} finds it again", soft_wrap=True, markup=False)
+    # Threads of libraries may be at work still, and one under which the interpreter ends aborts the process.
+    shutil.rmtree(studio.scratch, ignore_errors=True)
+    sys.stdout.flush()
+    os._exit(0)

@@ -264,11 +264,11 @@ class GuardedTrainer(LeanTrainer):
         loss = outputs["loss"] * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
-        counts = super()._get_num_items_in_batch(batch_samples, device)
+    def get_batch_samples(self, *args: Any) -> tuple[list, torch.Tensor]:
+        micro_batches, counts = super().get_batch_samples(*args)
         if not counts[0]:
             refuse_no_targets(self)
-        return counts
+        return micro_batches, counts
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)

@@ -151,7 +151,7 @@ def test_with_fp16_an_infinite_gradient_is_the_loss_scales_business(tmp_path, de
         run.args.fp16 = fp16
         if fp16:
             assert run._get_grad_norm(run.model, torch.tensor(float("inf"))) == float("inf")
-    run._get_num_items_in_batch([run._collate([(0, run.train_dataset[0])])], torch.device("cpu"))
+    run.get_batch_samples(iter([run._collate([(0, run.train_dataset[0])])]), 1, torch.device("cpu"))
     with pytest.raises(KdguardError, match="the gradient is not finite in step 1, because of row 1;"):
         run._get_grad_norm(run.model, torch.tensor(float("inf")))
 

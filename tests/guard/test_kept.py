@@ -65,6 +65,7 @@ def test_a_resumed_run_has_the_states_of_its_checkpoint(tmp_path):
     """Not those that came after it: they are computed again, in the very batch in which they were computed first."""
     first, checkpoint = kept(tmp_path, [3, 5], "a"), tmp_path / "checkpoint"
     first.states_of([1], lambda places: [states(1, 5)])
+    first.of_step.clear()  # a step is over
     first.save(checkpoint)
     first.states_of([0], lambda places: [torch.full((2, 8), torch.nan)])
     second = kept(tmp_path, [3, 5], "a")

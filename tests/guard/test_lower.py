@@ -238,7 +238,7 @@ def test_a_run_on_the_upper_half(tmp_path):
         probes=[str(probes)],
         out=tmp_path / "run",
         layers="upper-half",
-        epochs=1,
+        epochs=2,
         prompts=1,
         rehearsal=0.5,
     )
