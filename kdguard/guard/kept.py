@@ -6,16 +6,16 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from kdguard.files import sync, write_whole
+from kdguard.files import write_whole
 
 
 class KeptStates:
-    """Hidden states by row in one memory-mapped file, 2 bytes times the hidden size a token for a 16-bit model.
+    """Hidden states by row in one file, 2 bytes times the hidden size a token for a 16-bit model.
 
     Where the layers below the lowest adapter are shared, what they say is kept beside, and the file is twice as large.
 
@@ -31,15 +31,17 @@ class KeptStates:
         self.ends = torch.tensor([0, *(length - 1 for length in lengths)]).cumsum(0).tolist()
         self.have: set[int] = set()
         self.of_step: set[int] = set()  # those that came since the last optimiser step
-        self.states: Tensor | None = None  # (positions of all rows, hidden)
+        self.file: IO[bytes] | None = None  # the positions of all rows one after another
+        self.hidden, self.dtype = 0, torch.float32
         self.live = False
 
     def save(self, checkpoint: Path) -> None:
         """Tell in a checkpoint which states there were after the last step: a run that goes on has the same ones."""
         index: dict[str, Any] = {"of": self.of, "live": self.live, "rows": sorted(self.have - self.of_step)}
-        if self.states is not None:
-            sync(self.path)
-            index |= {"hidden": self.states.shape[1], "dtype": str(self.states.dtype).removeprefix("torch.")}
+        if self.file:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            index |= {"hidden": self.hidden, "dtype": str(self.dtype).removeprefix("torch.")}
         write_whole(self._index(checkpoint), json.dumps(index))
 
     def resume(self, checkpoint: Path) -> None:
@@ -70,7 +72,9 @@ class KeptStates:
 
     def close(self, *, finished: bool) -> None:
         """Let go of the file. Unless the run has finished it stays, for a run that resumes goes on with it."""
-        self.states, self.have = None, set()
+        if self.file:
+            self.file.close()
+        self.file, self.have = None, set()
         if finished:
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
@@ -79,28 +83,35 @@ class KeptStates:
         return checkpoint / f"{self.path.stem}.json"
 
     def _read(self, row: int) -> Tensor:
-        return self.states[self.ends[row] : self.ends[row + 1]]
+        self.file.seek(self._place(row))
+        kept = bytearray(self.file.read(self._place(row + 1) - self._place(row)))
+        return torch.frombuffer(kept, dtype=self.dtype).view(-1, self.hidden)
 
     def _keep(self, row: int, hidden: Tensor) -> None:
-        if self.states is None and not self.live:
+        if self.file is None and not self.live:
             self.live = not self._open(hidden.shape[-1], hidden.dtype)
-        if self.states is not None and row + 1 < len(self.ends):
-            self.states[self.ends[row] : self.ends[row + 1]] = hidden.cpu()
+        if self.file and row + 1 < len(self.ends):
+            self.file.seek(self._place(row))
+            self.file.write(hidden.contiguous().cpu().view(torch.uint8).numpy())
             self.have.add(row)
             self.of_step.add(row)
 
+    def _place(self, row: int) -> int:
+        return self.ends[row] * self.hidden * self.dtype.itemsize
+
     def _open(self, hidden: int, dtype: torch.dtype) -> bool:
-        """Map the file, made if it is not there; False where the disk has no room for it."""
+        """Open the file, made if it is not there; False where the disk has no room for it."""
         size = self.ends[-1] * hidden
         self.path.parent.mkdir(parents=True, exist_ok=True)
         there = self.path.stat().st_blocks * 512 if self.path.exists() and hasattr(os, "posix_fallocate") else 0
         if shutil.disk_usage(self.path.parent).free + there < 2 * size * dtype.itemsize:
             return False
-        if hasattr(os, "posix_fallocate"):  # a mapped hole on a full disk would kill the process
-            try:
-                with open(self.path, "ab") as file:
-                    os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
-            except OSError:
-                return False
-        self.states = torch.from_file(str(self.path), shared=True, size=size, dtype=dtype).view(-1, hidden)
+        file = open(self.path, "r+b" if self.path.exists() else "w+b")  # noqa: SIM115: it stays open
+        try:
+            if hasattr(os, "posix_fallocate"):  # so that no write in the middle of a run finds the disk full
+                os.posix_fallocate(file.fileno(), 0, max(1, size * dtype.itemsize))
+        except OSError:
+            file.close()
+            return False
+        self.file, self.hidden, self.dtype = file, hidden, dtype
         return True
