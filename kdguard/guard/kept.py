@@ -106,7 +106,7 @@ class KeptStates:
         there = self.path.stat().st_blocks * 512 if self.path.exists() and hasattr(os, "posix_fallocate") else 0
         if shutil.disk_usage(self.path.parent).free + there < 2 * size * dtype.itemsize:
             return False
-        file = open(self.path, "r+b" if self.path.exists() else "w+b")  # noqa: SIM115: it stays open
+        file = open(self.path, "r+b" if self.path.exists() else "w+b")  # noqa: SIM115
         try:
             if hasattr(os, "posix_fallocate"):  # so that no write in the middle of a run finds the disk full
                 os.posix_fallocate(file.fileno(), 0, max(1, size * dtype.itemsize))
