@@ -14,6 +14,7 @@ fails the others get SIGTERM. With `out`, the run folder, something may be done 
 """
 
 import atexit
+import codecs
 import json
 import os
 import signal
@@ -145,6 +146,7 @@ def run(job: dict[str, Any]) -> None:
         os.dup2(os.open(f"{job['log']}.{name}", os.O_WRONLY | os.O_APPEND), number)
     sys.argv = ["kdguard", *job["args"]]
     if "uid" in job:
+        codecs.lookup("utf-8-sig")  # Python's own files may be only root's to read
         os.setuid(job["uid"])
     if "out" in job:
         harm(job, told)

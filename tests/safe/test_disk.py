@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 
 import pytest
@@ -27,7 +28,7 @@ def disk(tmp_path):
     subprocess.run(["umount", "-l", folder], capture_output=True)
 
 
-@pytest.mark.parametrize("share", some([each / 40 for each in range(40)], 2))
+@pytest.mark.parametrize("share", some([each / 40 for each in range(40)], 1))
 def test_a_disk_that_is_full_at_any_write(small, tmp_path, share):
     """Every opening of one of the run's files to write is a moment at which the disk may be full."""
     out = tmp_path / "run"
@@ -76,6 +77,8 @@ def test_a_folder_of_somebody_else_is_told(small, tmp_path):
     theirs = tmp_path / "theirs"
     theirs.mkdir(mode=0o755)
     done = small.tune(theirs / "run", uid=65534)
+    if re.search("^(LookupError|ModuleNotFoundError|ImportError): ", done.stderr, re.M):
+        pytest.skip("another user cannot read this Python's own files")
     assert done.returncode == 2 and "Permission denied" in one_line(done)
     assert list(theirs.iterdir()) == []
 
