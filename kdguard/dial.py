@@ -15,14 +15,13 @@ from kdguard.events import Events
 from kdguard.files import write_whole
 from kdguard.guard.rehearsal import REHEARSAL, load_rows
 from kdguard.guard.teacher import drift
-from kdguard.model.fingerprint import of_base, refuse_other_base
-from kdguard.model.load import load_base, load_tuned
+from kdguard.model.load import load_tuned
 from kdguard.model.memory import at_once
 from kdguard.model.strength import scale_saved_adapter
 from kdguard.probes.answer import ask
 from kdguard.probes.score import Answer
 from kdguard.probes.watch import Allowance, Settled, split
-from kdguard.questions import asked_in
+from kdguard.questions import asked_in, base_in
 from kdguard.report import run as run_folder
 from kdguard.report.build import outcome, write_pages, write_report
 from kdguard.report.exported import forget_exports
@@ -84,15 +83,7 @@ def dial(
     limit = was.get("limit") if budget is None else config.budget
     asked_then = asked_in(run, config, events)
     renderer, new = asked_then.renderer, asked_then.new
-    events.emit("phase", name="load")
-    base = load_base(
-        config.model,
-        quant=config.quant,
-        revision=config.revision,
-        tokenizer=renderer.tokenizer,
-        trust_remote_code=config.trust_remote_code,
-    )
-    refuse_other_base(run.path / run_folder.FINGERPRINT, base.name, of_base(base), events)
+    base = base_in(run, config, renderer, events)
     at_once.tell = events.leaner
     at_once.as_in(run.path / run_folder.EVENTS)
     rehearsed = run.path / run_folder.CHECKPOINTS / REHEARSAL

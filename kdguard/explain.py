@@ -15,11 +15,10 @@ from kdguard.data.formats import Example
 from kdguard.errors import InputError
 from kdguard.events import Events
 from kdguard.files import write_jsonl, write_whole
-from kdguard.model.fingerprint import of_base, refuse_other_base
-from kdguard.model.load import load_base, load_tuned
+from kdguard.model.load import load_tuned
 from kdguard.model.memory import at_once
 from kdguard.probes.overlap import moved, overlap, states
-from kdguard.questions import Asked, asked_in
+from kdguard.questions import Asked, asked_in, base_in
 from kdguard.report import run as run_folder
 from kdguard.report.build import write_pages
 from kdguard.report.figures import Pair
@@ -54,15 +53,7 @@ def explain(run: Run, events: Events, *, control: bool = False, trust_remote_cod
     if not asking:
         raise InputError(f"{run.path}: plain text has no questions that could lie near to old ones", "kdguard compare")
     cloning = _cloning(run, config, known, asked_then, events, control)  # first: two bases may not fit into memory
-    events.emit("phase", name="load")
-    base = load_base(
-        config.model,
-        quant=config.quant,
-        revision=config.revision,
-        tokenizer=renderer.tokenizer,
-        trust_remote_code=config.trust_remote_code,
-    )
-    refuse_other_base(run.path / run_folder.FINGERPRINT, base.name, of_base(base), events)
+    base = base_in(run, config, renderer, events)
     at_once.tell = events.leaner
     if len(asking) > MAX_ROWS:
         asking = sorted(random.Random(config.seed).sample(asking, MAX_ROWS))

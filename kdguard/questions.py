@@ -1,4 +1,4 @@
-"""What a run asks: its probes and its training questions, and both again once it has finished."""
+"""What a run asks: its probes and its training questions, and both again, of its base, once it has finished."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,8 @@ from kdguard.data.rows import Rows, tokenise
 from kdguard.data.tokens import Renderer
 from kdguard.errors import InputError
 from kdguard.events import Events
-from kdguard.model.load import load_tokenizer, own_tokenizer
+from kdguard.model.fingerprint import of_base, refuse_other_base
+from kdguard.model.load import Base, load_base, load_tokenizer, own_tokenizer
 from kdguard.probes.packs import Probe, load_probes
 from kdguard.report import run as run_folder
 from kdguard.report.run import Run
@@ -82,6 +83,20 @@ def asked_in(run: Run, config: TuneConfig, events: Events) -> Asked:
         if not same or len(now) != len(then):
             raise InputError(f"{what} has changed since this run", "put the old file back, or tune again")
     return Asked(renderer, rows, probes, new)
+
+
+def base_in(run: Run, config: TuneConfig, renderer: Renderer, events: Events) -> Base:
+    """Load a finished run's base again. Raises InputError when it is not what the run was trained on."""
+    events.emit("phase", name="load")
+    base = load_base(
+        config.model,
+        quant=config.quant,
+        revision=config.revision,
+        tokenizer=renderer.tokenizer,
+        trust_remote_code=config.trust_remote_code,
+    )
+    refuse_other_base(run.path / run_folder.FINGERPRINT, base.name, of_base(base), events)
+    return base
 
 
 def row_of(question_id: str) -> int:

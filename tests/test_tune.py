@@ -54,9 +54,10 @@ def some_probes(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, data):
+def finished(tmp_path_factory, data, some_probes):
     out = tmp_path_factory.mktemp("runs") / "run"
-    return out, kdguard("tune", data, "--model", "demo", "--epochs", 2, "--out", out, "--json")
+    flags = ("--model", "demo", "--epochs", 2, "--probes", some_probes, "--out", out, "--json")
+    return out, kdguard("tune", data, *flags)
 
 
 def test_json_prints_the_report_alone(finished):
@@ -118,12 +119,12 @@ def test_the_same_config_gives_the_same_run(finished, tmp_path):
     assert again.read_bytes() == (out / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-def test_compare_and_probe_read_the_run(finished):
+def test_compare_and_probe_read_the_run(finished, some_probes):
     out = finished[0]
     compared = kdguard("compare", out)
     assert compared.returncode == 0 and "probes it knew" in compared.stdout
     assert json.loads(kdguard("compare", out, "--json").stdout)[0]["kept"] == read_run(out).report["kept"]
-    probed = kdguard("probe", out, "--prompts", 1, "--samples", 0, "--json")
+    probed = kdguard("probe", out, "--probes", some_probes, "--prompts", 1, "--samples", 0, "--json")
     after = [pair.after for pair in read_run(out).probes]
     assert [row["answer"] for row in json.loads(probed.stdout)] == [answer.answer for answer in after]
 
