@@ -30,7 +30,8 @@ from kdguard.processes import by_main
 
 WHOLE = "whole.json"
 _BESIDE = ".writing"
-_FULL = "No space left", "os error 28", "PytorchStreamWriter failed"  # how the system, safetensors and torch say it
+# How the system, safetensors and torch say it: a full disk, and a full quota.
+_FULL = "No space left", "os error 28", "PytorchStreamWriter failed", "quota exceeded", "os error 122"
 
 
 def last_whole(folder: Path) -> Path | None:
@@ -156,11 +157,11 @@ class SafeTrainer(Trainer):
                 elif shutil.disk_usage(folder).free < need:
                     raise OSError(errno.ENOSPC, _FULL[0])
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise KdguardError(
-                f"{folder}: the checkpoints need {need / 1e6:,.0f} MB, and the disk has "
-                f"{shutil.disk_usage(folder).free / 1e6:,.0f} MB left",
+                f"{folder}: the checkpoints need {need / 1e6:,.0f} MB: {error.strerror}, "
+                f"{shutil.disk_usage(folder).free / 1e6:,.0f} MB are free",
                 "free some space, or take --out on another disk or a smaller --rank",
             ) from None
         finally:
