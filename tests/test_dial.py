@@ -24,7 +24,7 @@ def plain(tmp_path_factory):
     data.write_text("".join(DATA.read_text().splitlines(keepends=True)[:40]))
     pack = folder / "pack.jsonl"
     world = (DATA.parent.parent / "kdguard" / "probes" / "packs" / "world.jsonl").read_text().splitlines(keepends=True)
-    pack.write_text("".join(world[::5]))
+    pack.write_text("".join(world[::10]))
     out = folder / "run"
     flags = ("--model", "demo", "--no-guard", "--epochs", 6, "--probes", pack, "--prompts", 1, "--out", out)
     done = kdguard("tune", data, *flags)

@@ -142,19 +142,8 @@ def test_a_budget_that_cannot_be_told_is_exit_3_with_the_reason(data, tmp_path):
 
 def test_an_end_over_the_budget_is_brought_under_it(data, some_probes, tmp_path):
     """Without the guard every epoch is over it: only the dial is left."""
-    flags = (
-        "--no-guard",
-        "--epochs",
-        4,
-        "--budget",
-        "2%",
-        "--probes",
-        some_probes,
-        "--out",
-        tmp_path / "run",
-        "--json",
-    )
-    done = kdguard("tune", data, "--model", "demo", *flags)
+    flags = ("--no-guard", "--epochs", 4, "--budget", "2%", "--probes", some_probes, "--prompts", 1)
+    done = kdguard("tune", data, "--model", "demo", *flags, "--out", tmp_path / "run", "--json")
     report = json.loads(done.stdout)
     assert done.returncode == (0 if report["budget"]["met"] else 3)
     assert report["strength"] < 1 and report["budget"]["forgotten"] <= report["budget"]["allowed"]
@@ -167,19 +156,8 @@ def test_a_warm_up_teacher_resumes_and_leaves_one_adapter(data, some_probes, tmp
     rows = [json.dumps({"question": probe["question"], "answer": probe["answers"][0]}) for probe in known]
     both = tmp_path / "both.jsonl"
     both.write_text(data.read_text() + "\n".join(rows) + "\n")
-    flags = (
-        "--model",
-        "demo",
-        "--teacher",
-        "warmup",
-        "--epochs",
-        2,
-        "--probes",
-        some_probes,
-        "--out",
-        tmp_path / "run",
-    )
-    done = kdguard("tune", both, *flags, "--json")
+    flags = ("--model", "demo", "--teacher", "warmup", "--epochs", 2, "--probes", some_probes, "--prompts", 1)
+    done = kdguard("tune", both, *flags, "--out", tmp_path / "run", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["guard"]["teacher"] == "warmup"
     whole = (tmp_path / "run" / "adapter" / "adapter_model.safetensors").read_bytes()
@@ -201,8 +179,8 @@ def test_dry_run_prints_the_plan_and_writes_nothing(data, tmp_path):
 
 
 def test_a_control_is_the_unguarded_twin_on_the_same_answers_of_the_base(tmp_path, data, some_probes):
-    out = tmp_path / "run"
-    done = kdguard("tune", data, "--model", "demo", "--epochs", 1, "--probes", some_probes, "--out", out, "--control")
+    out, once = tmp_path / "run", ("--probes", some_probes, "--prompts", 1)
+    done = kdguard("tune", data, "--model", "demo", "--epochs", 1, *once, "--out", out, "--control")
     assert done.returncode == 0, done.stderr
     run, twin = read_run(out), read_run(tmp_path / "run-control")
     assert twin.report["guard"]["weight"] == 0 and run.report["guard"]["weight"] == 12
