@@ -18,6 +18,7 @@ from kdguard import processes
 from kdguard.config import TuneConfig
 from kdguard.errors import InputError
 from kdguard.events import Event, Events, read_events
+from kdguard.files import sync
 from kdguard.guard.checkpoint import SafeTrainer
 from kdguard.guard.lean import CHECKPOINTING
 from kdguard.model.load import compute_dtype, device
@@ -86,10 +87,13 @@ def micro_batch_size(config: TuneConfig) -> int:
 
 
 class Tell(TrainerCallback):
-    """Passes the Trainer's log on as events."""
+    """Passes the Trainer's log on as events, which are on the disk when a checkpoint is."""
 
     def __init__(self, events: Events, steps: int) -> None:
         self.events, self.steps = events, steps
+
+    def on_save(self, args, state, control, **kwargs):
+        processes.by_main(lambda: sync(self.events.path))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "ce" in logs:
@@ -126,11 +130,18 @@ class Sample(TrainerCallback):
         self.new = rng.sample(new, min(SAMPLED_NEW, len(new)))
 
     def on_train_begin(self, args, state, control, **kwargs):
-        past = processes.by_main(
-            lambda: {event["step"] for event in read_events(self.events.path) if event["event"] == "sampled"}
-        )
+        past = processes.by_main(self._past)
+        past = {step: right for step, right in past.items() if step <= state.global_step}
+        if past:  # the state in a checkpoint may be of before it was asked
+            state.best_global_step = max(past, key=past.__getitem__)
+            state.best_metric = past[state.best_global_step]
         if state.global_step and state.global_step not in past:
             self.on_epoch_end(args, state, control)  # which a stop may have come before
+
+    def _past(self) -> dict[int, int]:
+        """The right answers after each step that was sampled."""
+        sampled = (event for event in read_events(self.events.path) if event["event"] == "sampled")
+        return {event["step"]: event["kept"] + event["learned"] for event in sampled}
 
     def on_epoch_end(self, args, state, control, **kwargs):
         epoch = round(state.epoch)

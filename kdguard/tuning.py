@@ -29,7 +29,7 @@ from kdguard.guard.lean import Lean
 from kdguard.guard.teacher import Guard, drift
 from kdguard.guard.trainer import GuardedTrainer
 from kdguard.guard.warmup import warm_up
-from kdguard.model.fingerprint import changes, fingerprint, read_fingerprint
+from kdguard.model.fingerprint import fingerprint
 from kdguard.model.load import (
     add_adapter,
     default_lr,
@@ -50,6 +50,7 @@ from kdguard.report import run as run_folder
 from kdguard.report.build import build_report, write_report
 from kdguard.report.contract import Report
 from kdguard.report.warn import ces_in, few_known
+from kdguard.resume import take_over
 from kdguard.training import (
     Sample,
     SaveByTime,
@@ -195,10 +196,10 @@ def _tune(
         return {"plan": plan, "config": config.model_dump(mode="json")}
 
     def begin() -> None:
-        now = fingerprint(config, base, rows)
-        if resume and not allow_changes:
-            _refuse_changes(out, now)
-        if not resume:
+        now = fingerprint(config, base, rows, probes)
+        if resume:
+            take_over(out, now, allow_changes=allow_changes)
+        else:
             locked.enter_context(run_folder.at_work(out))
             run_folder.refuse_used(out, USED)  # by one that has come and gone since
         if not resume or allow_changes or config.shorten:  # which may have been said only now
@@ -306,15 +307,6 @@ def _tune(
     save_adapter(model, out / run_folder.ADAPTER)
     by_main(lambda: write_report(out, report, events))
     return agreed(report)
-
-
-def _refuse_changes(out: Path, now: dict[str, str]) -> None:
-    was = read_fingerprint(out / run_folder.FINGERPRINT)
-    if was and (found := changes(was, now)):
-        raise InputError(
-            f"{out}: what it began with has changed: {', '.join(found)}",
-            f"put it back, or go on all the same: kdguard tune --resume --allow-changes --out {out}",
-        )
 
 
 def default_out(config: TuneConfig) -> Path:

@@ -107,14 +107,17 @@ def tune(
     with listening(as_json, resolved.model) as events:
         from kdguard import tuning as story
 
-        with _how_to_go_on(events, may_shorten=not resolved.shorten and processes.count() == 1):
+        trust = " --trust-remote-code" if resolved.trust_remote_code else ""
+        may_shorten = not resolved.shorten and processes.count() == 1
+        with _how_to_go_on(events, trust + (" --control" if control else ""), may_shorten=may_shorten):
             report = story.tune(resolved, events, resume=resume, allow_changes=allow_changes, dry_run=dry_run)
-            if events.path:  # not of a dry run
-                runs = [events.path.parent]
-            if control and runs:
-                twin = runs[0].with_name(f"{runs[0].name}-control")
+        if events.path:  # not of a dry run
+            runs = [events.path.parent]
+        if control and runs:
+            twin = runs[0].with_name(f"{runs[0].name}-control")
+            with _how_to_go_on(events, trust, may_shorten=may_shorten):
                 story.tune(resolved.model_copy(update={"guard": False, "out": twin}), events, same_base=runs[0])
-                runs = [twin, *runs]
+            runs = [twin, *runs]
     processes.leave()
     if dry_run and processes.is_main():
         import yaml
@@ -130,9 +133,9 @@ def tune(
 
 
 @contextmanager
-def _how_to_go_on(events: Events, *, may_shorten: bool = False) -> Iterator[None]:
-    """A run that ends before its end says so, with the command that goes on."""
-    go_on = f"{'accelerate launch ... -m ' if processes.count() > 1 else ''}kdguard tune --resume"
+def _how_to_go_on(events: Events, more: str = "", *, may_shorten: bool = False) -> Iterator[None]:
+    """A run that ends before its end says so, with the command that goes on. more: flags of it."""
+    go_on = f"{'accelerate launch ... -m ' if processes.count() > 1 else ''}kdguard tune --resume{more}"
     try:
         yield
     except KeyboardInterrupt as stop:

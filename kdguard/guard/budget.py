@@ -26,6 +26,8 @@ LEAST = 0.5  # of the guard's weight at the start: how far it is driven down
 MOST = 24.0  # how far up; where it is heavier still, the lesson is not learned and goes on disturbing
 FIRST = 0.25  # of the known probes: from here the path falls to the allowance
 STEPS = 20  # of strength, on the way down to where the budget is kept
+WATCHED = "watched.json"  # the history
+WITHIN = "within-budget-{}"  # the adapter after a step
 
 
 class BudgetKeeper(TrainerCallback):
@@ -50,18 +52,19 @@ class BudgetKeeper(TrainerCallback):
         self.history: list[dict[str, Any]] = []
 
     def adapter_of(self, entry: dict[str, Any]) -> Path:
-        return self.folder / f"within-budget-{entry['step']}"
+        return self.folder / WITHIN.format(entry["step"])
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.steps = state.max_steps
         self.history = by_main(lambda: self._past(state.global_step))
+        by_main(self._forget_others)
         if self.history:
             self.guard.weight = self.history[-1]["next_weight"]
         if state.global_step:
             self.on_epoch_end(args, state, control, model)  # which a stop may have come before
 
     def _past(self, step: int) -> list[dict[str, Any]]:
-        path = self.folder / "watched.json"
+        path = self.folder / WATCHED
         past = json.loads(path.read_text(encoding="utf-8")) if step and path.exists() else []
         return [entry for entry in past if entry["step"] <= step]
 
@@ -79,15 +82,24 @@ class BudgetKeeper(TrainerCallback):
         if forgotten <= self.allowance.forgotten:
             save_adapter(model, self.adapter_of(entry))
         self.history.append(entry)
-        by_main(lambda: self._keep(forgotten <= self.allowance.forgotten))
+        by_main(lambda: write_whole(self.folder / WATCHED, json.dumps(self.history)))
+        by_main(self._forget_others)
         self.events.emit("watched", known=self.allowance.known, **entry)
         return entry
 
-    def _keep(self, within: bool) -> None:
-        if within:
-            for past in self.history[:-1]:
-                shutil.rmtree(self.adapter_of(past), ignore_errors=True)
-        write_whole(self.folder / "watched.json", json.dumps(self.history))
+    def _within(self) -> list[dict[str, Any]]:
+        return [entry for entry in self.history if entry["forgotten"] <= self.allowance.forgotten]
+
+    def _forget_others(self) -> None:
+        """All but the last two within it: a run that is killed before its next checkpoint needs the one before."""
+        kept = [self.adapter_of(entry) for entry in self._within()[-2:]]
+        for path in self.folder.glob(WITHIN.format("*")):
+            if path not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def last_within(self) -> dict[str, Any] | None:
+        """What was found when the last adapter within it was saved, if one was."""
+        return next((entry for entry in reversed(self._within()) if self.adapter_of(entry).exists()), None)
 
     def _next_weight(self, forgotten: int, step: int) -> float:
         weight, end = self.guard.weight, max(self.allowance.forgotten, 1)
@@ -121,9 +133,7 @@ def settle(model: PeftModel, keeper: BudgetKeeper, step: int, learned: Callable[
                 ways.append((learned(), Settled(keeper.allowance, strength, forgotten, done)))
                 break
     end = {name: weight.clone() for name, weight in get_peft_model_state_dict(model).items()}
-    earlier = by_main(
-        lambda: next((entry for entry in reversed(keeper.history) if keeper.adapter_of(entry).exists()), None)
-    )
+    earlier = by_main(keeper.last_within)
     if earlier:
         put_adapter(model, keeper.adapter_of(earlier), model.active_adapter)
         done = f"the end of training was over it; the adapter of step {earlier['step']:,} was kept"

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from kdguard.errors import KdguardError
 from kdguard.files import put_in_place, write_whole
@@ -31,11 +32,18 @@ from kdguard.processes import by_main
 WHOLE = "whole.json"
 _BESIDE = ".writing"
 # How the system, safetensors and torch say it: a full disk, and a full quota.
-_FULL = "No space left", "os error 28", "PytorchStreamWriter failed", "quota exceeded", "os error 122"
+_FULL = "No space left", "os error 28", "quota exceeded", "os error 122", "PytorchStreamWriter", "inline_container"
 
 
 def last_whole(folder: Path) -> Path | None:
-    """The newest whole checkpoint in `folder`; None where there is none."""
+    """The newest whole checkpoint in `folder`; None where there is none.
+
+    One that was to take another's place, and was killed before it did, gives it back.
+    """
+    for before in folder.glob(f".{PREFIX_CHECKPOINT_DIR}-*.old"):
+        place = folder / before.stem.removeprefix(".")
+        if not place.exists():
+            before.rename(place)
     return max(filter(_is_whole, _checkpoints(folder)), key=_step_of, default=None)
 
 
@@ -53,6 +61,11 @@ def _is_whole(checkpoint: Path) -> bool:
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError):
         return False
+
+
+def _is_torn(checkpoint: Path) -> bool:
+    """Whether it was whole once; one of transformers' own has no list of its files."""
+    return (checkpoint / WHOLE).is_file() and not _is_whole(checkpoint)
 
 
 class SafeTrainer(Trainer):
@@ -73,8 +86,14 @@ class SafeTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = str(last_whole(Path(self.args.output_dir)) or "") or True
+            folder = self.args.output_dir
+            resume_from_checkpoint = str(last_whole(Path(folder)) or get_last_checkpoint(folder) or "") or True
         if isinstance(resume_from_checkpoint, str):
+            if _is_torn(Path(resume_from_checkpoint)):
+                raise KdguardError(
+                    f"{resume_from_checkpoint}: this checkpoint is damaged, and none before it is whole",
+                    "train anew, in another output_dir",
+                )
             self._restore(Path(resume_from_checkpoint))
         by_main(self._make_room)
         return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -124,10 +143,11 @@ class SafeTrainer(Trainer):
         write_whole(beside / WHOLE, json.dumps({"lean": asdict(self.lean), "files": sizes}))
         put_in_place(beside, final)
         if self.args.save_total_limit:
-            found = sorted(_checkpoints(final.parent), key=_step_of)
-            for old in found[: -self.args.save_total_limit]:
-                if _step_of(old) != self.state.best_global_step:
-                    shutil.rmtree(old, ignore_errors=True)
+            found = _checkpoints(final.parent)
+            newest = sorted(filterfalse(_is_torn, found), key=_step_of)[-self.args.save_total_limit :]
+            for path in set(found) - set(newest):
+                if _is_torn(path) or _step_of(path) != self.state.best_global_step:
+                    shutil.rmtree(path, ignore_errors=True)
 
     def _restore(self, checkpoint: Path) -> None:
         """What transformers does not restore itself."""
@@ -148,7 +168,7 @@ class SafeTrainer(Trainer):
         folder = Path(self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         there = sum(map(_is_whole, _checkpoints(folder)))
-        need = max(0, limit + 2 - there) * self._checkpoint_bytes()  # the best one, and one that is being written
+        need = self.room_for_checkpoints(limit + 2 - there)  # the best one, and one that is being written
         trial = folder / ".room"
         try:
             with open(trial, "wb") as file:
@@ -167,11 +187,14 @@ class SafeTrainer(Trainer):
         finally:
             trial.unlink(missing_ok=True)
 
-    def _checkpoint_bytes(self) -> int:
-        """Of one checkpoint: the adapter, and two moments of the optimiser for each of its weights."""
+    def room_for_checkpoints(self, n: int) -> int:
+        """Bytes: the adapter, two moments of the optimiser for each of its weights, and the log of all steps."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         moment = 1 if "8bit" in str(self.args.optim) else 4
-        return sum(weight.nbytes + 2 * moment * weight.numel() for weight in trained) + 2**20
+        rows = len(self.train_dataset) * self.args.num_train_epochs
+        log = 512 * rows / (self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps)
+        each = sum(weight.nbytes + 2 * moment * weight.numel() for weight in trained) + int(log) + 2**20
+        return max(0, n) * each
 
 
 class _AfterStep(TrainerCallback):

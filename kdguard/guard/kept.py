@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,9 @@ import torch
 from torch import Tensor
 
 from kdguard.files import write_whole
+
+STATES = "teacher-*.states"  # the files of all processes
+_MARK = 16  # bytes at the file's beginning, by which a checkpoint knows it
 
 
 class KeptStates:
@@ -23,15 +27,17 @@ class KeptStates:
     has less than twice the space that all rows need, nothing is kept and the teacher stays live.
 
     path: the file. lengths: tokens of each row, by row id; a row that is not in it is never kept. of: a fingerprint of
-    the rows and their teacher; states that were left by others are not read.
+    the rows and their teacher; states that were left by others are not read. room: bytes of the disk that are for the
+    checkpoints.
     """
 
-    def __init__(self, path: Path, lengths: Sequence[int], of: str) -> None:
-        self.path, self.of = path, of
+    def __init__(self, path: Path, lengths: Sequence[int], of: str, room: int = 0) -> None:
+        self.path, self.of, self.room = path, of, room
         self.ends = torch.tensor([0, *(length - 1 for length in lengths)]).cumsum(0).tolist()
         self.have: set[int] = set()
         self.of_step: set[int] = set()  # those that came since the last optimiser step
-        self.file: IO[bytes] | None = None  # the positions of all rows one after another
+        self.file: IO[bytes] | None = None  # its mark, and the positions of all rows one after another
+        self.mark = ""
         self.hidden, self.dtype = 0, torch.float32
         self.live = False
 
@@ -41,7 +47,7 @@ class KeptStates:
         if self.file:
             self.file.flush()
             os.fsync(self.file.fileno())
-            index |= {"hidden": self.hidden, "dtype": str(self.dtype).removeprefix("torch.")}
+            index |= {"mark": self.mark, "hidden": self.hidden, "dtype": str(self.dtype).removeprefix("torch.")}
         write_whole(self._index(checkpoint), json.dumps(index))
 
     def resume(self, checkpoint: Path) -> None:
@@ -51,9 +57,14 @@ class KeptStates:
             return
         found = json.loads(index.read_text(encoding="utf-8"))
         self.live = found["live"]  # an answer that is read is rounded in another batch than one that is computed
-        there = self.path.exists() and found["of"] == self.of and "hidden" in found
-        if there and self._open(found["hidden"], getattr(torch, found["dtype"])):
-            self.have = set(found["rows"])
+        if found["of"] != self.of or "mark" not in found or not self.path.exists():
+            return
+        self.hidden, self.dtype, self.mark = found["hidden"], getattr(torch, found["dtype"]), found["mark"]
+        file = open(self.path, "r+b")  # noqa: SIM115
+        if file.read(_MARK) == bytes.fromhex(self.mark) and self.path.stat().st_size >= self._place(-1):
+            self.file, self.have = file, set(found["rows"])
+        else:
+            file.close()
 
     def states_of(
         self, rows: Sequence[int], compute: Callable[[list[int]], list[Tensor]], device: torch.device | str = "cpu"
@@ -89,7 +100,7 @@ class KeptStates:
 
     def _keep(self, row: int, hidden: Tensor) -> None:
         if self.file is None and not self.live:
-            self.live = not self._open(hidden.shape[-1], hidden.dtype)
+            self.live = not self._make(hidden.shape[-1], hidden.dtype)
         if self.file and row + 1 < len(self.ends):
             self.file.seek(self._place(row))
             self.file.write(hidden.contiguous().cpu().view(torch.uint8).numpy())
@@ -97,21 +108,25 @@ class KeptStates:
             self.of_step.add(row)
 
     def _place(self, row: int) -> int:
-        return self.ends[row] * self.hidden * self.dtype.itemsize
+        return _MARK + self.ends[row] * self.hidden * self.dtype.itemsize
 
-    def _open(self, hidden: int, dtype: torch.dtype) -> bool:
-        """Open the file, made if it is not there; False where the disk has no room for it."""
-        size = self.ends[-1] * hidden
+    def _make(self, hidden: int, dtype: torch.dtype) -> bool:
+        """Make the file; False where the disk has no room for it."""
+        self.hidden, self.dtype, self.mark = hidden, dtype, secrets.token_hex(_MARK)
+        size = self._place(-1)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        there = self.path.stat().st_blocks * 512 if self.path.exists() and hasattr(os, "posix_fallocate") else 0
-        if shutil.disk_usage(self.path.parent).free + there < 2 * size * dtype.itemsize:
+        self.path.unlink(missing_ok=True)
+        if shutil.disk_usage(self.path.parent).free < size + max(size, self.room):
             return False
-        file = open(self.path, "r+b" if self.path.exists() else "w+b")  # noqa: SIM115
+        file = open(self.path, "w+b")  # noqa: SIM115
         try:
             if hasattr(os, "posix_fallocate"):  # so that no write in the middle of a run finds the disk full
-                os.posix_fallocate(file.fileno(), 0, max(1, size * dtype.itemsize))
+                os.posix_fallocate(file.fileno(), 0, size)
+            file.truncate(size)
+            file.write(bytes.fromhex(self.mark))
         except OSError:
             file.close()
+            self.path.unlink()
             return False
-        self.file, self.hidden, self.dtype = file, hidden, dtype
+        self.file = file
         return True

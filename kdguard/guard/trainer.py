@@ -17,7 +17,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler
 from kdguard.data.rows import Rows
 from kdguard.errors import InputError
 from kdguard.guard.finite import refuse_no_targets, stop_not_finite
-from kdguard.guard.kept import KeptStates
+from kdguard.guard.kept import STATES, KeptStates
 from kdguard.guard.lean_trainer import LeanTrainer
 from kdguard.guard.lower import lower_layers
 from kdguard.guard.moves import AdapterMoves
@@ -212,8 +212,9 @@ class GuardedTrainer(LeanTrainer):
         of = hashlib.sha256(repr((self.model.get_base_model().name_or_path, self.guard.teacher, lower)).encode())
         for row in itertools.chain(*kept):
             of.update(array("l", _ids(row)).tobytes())
-        path = Path(self.args.output_dir) / f"teacher-{self.args.process_index}.states"
-        return KeptStates(path, [*itertools.chain(*map(_lengths, kept))], of.hexdigest())
+        path = Path(self.args.output_dir) / STATES.replace("*", str(self.args.process_index))
+        room = self.room_for_checkpoints((self.args.save_total_limit or 0) + 2)
+        return KeptStates(path, [*itertools.chain(*map(_lengths, kept))], of.hexdigest(), room)
 
     def _sampler(self) -> MixedBatchSampler:
         return MixedBatchSampler(

@@ -22,6 +22,7 @@ from kdguard.model.load import save_adapter
 from kdguard.processes import by_main
 
 NAME = "teacher"
+WARM_UP = "warm-up"  # its folder, beside the checkpoints
 
 
 def warm_up(
@@ -40,7 +41,7 @@ def warm_up(
 
     collate, how: what else GuardedTrainer takes.
     """
-    kept = Path(arguments.output_dir) / "warm-up"
+    kept = Path(arguments.output_dir) / WARM_UP
     if by_main(lambda: resume and kept.exists()):
         put_adapter(model, kept / NAME, NAME)
         put_adapter(model, kept / NAME, model.active_adapter)

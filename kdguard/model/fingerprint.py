@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from kdguard.data.rows import Rows
 from kdguard.errors import InputError
 from kdguard.events import Events
 from kdguard.model.load import Base, compute_dtype, device, source
+from kdguard.probes.packs import Probe
 from kdguard.processes import count
 
 LIBRARIES = "torch", "transformers", "peft", "bitsandbytes", "accelerate", "tokenizers"
@@ -30,6 +32,7 @@ _WORDS = {
     "tokenizer": "the tokenizer",
     "template": "the chat template",
     "data": "the training rows",
+    "probes": "the probes",
     "quant": "the quantisation",
     "precision": "the precision",
 }
@@ -37,12 +40,12 @@ _TENSORS, _PLACES, _BYTES = 2000, 4, 256  # sampled of a base; so many places of
 _SENTENCES = ("The  3 café's\n\tNaïve 1,000.5% — 你好 😀 ", " end\n")  # that tokenizers split differently
 
 
-def fingerprint(config: TuneConfig, base: Base, rows: Rows) -> dict[str, str]:
-    """Everything that decides what a run of `config` learns from `rows`, as a flat dict.
+def fingerprint(config: TuneConfig, base: Base, rows: Rows, probes: Sequence[Probe]) -> dict[str, str]:
+    """Everything that decides what a run of `config` learns from `rows`, and is asked, as a flat dict.
 
-    `of_base`'s keys, and `data` (a hash of the tokenised rows), `precision`, `processes` (each rounds its part of a
-    step by itself), the libraries' versions under their names, and what decides the training under `--flag`. A second
-    for a 7B base; a second more per 200 M tokens.
+    `of_base`'s keys, and `data` (a hash of the tokenised rows), `probes`, `precision`, `processes` (each rounds its
+    part of a step by itself), the libraries' versions under their names, and what decides the training under `--flag`.
+    A second for a 7B base; a second more per 200 M tokens.
     """
     values = config.model_dump(mode="json", exclude=_NOT_COMPARED)
     flags = {
@@ -52,6 +55,7 @@ def fingerprint(config: TuneConfig, base: Base, rows: Rows) -> dict[str, str]:
     return {
         **of_base(base),
         "data": _digest(_data(rows, base.tokenizer)),
+        "probes": _digest(map(asdict, probes)),
         "precision": f"{str(compute_dtype()).removeprefix('torch.')} on {device().type}",
         "processes": str(count()),
         **versions(),
@@ -87,16 +91,16 @@ def versions() -> dict[str, str]:
     return {"kdguard": __version__} | {name: version(name) for name in LIBRARIES}
 
 
-def changes(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What differs, in words, such as `the quantisation (4bit nf4 then, 8bit now)`; of the keys that both have.
+def changes(was: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
+    """What differs, in words, such as `the quantisation (4bit nf4 then, 8bit now)`, by the keys that both have.
 
     A key that only one of them has is another version's of kdguard.
     """
-    found = []
+    found = {}
     for key, then in was.items():
         if now.get(key, then) != then:
-            hashed = key in ("weights", "architecture", "tokenizer", "template", "data")
-            found.append(_WORDS.get(key, key) + ("" if hashed else f" ({then} then, {now[key]} now)"))
+            hashed = key in ("weights", "architecture", "tokenizer", "template", "data", "probes")
+            found[key] = _WORDS.get(key, key) + ("" if hashed else f" ({then} then, {now[key]} now)")
     return found
 
 
@@ -122,11 +126,11 @@ def refuse_other_base(path: Path, name: str, base: Mapping[str, str], events: Ev
         return
     if differs := changes(was, base):
         raise InputError(
-            f"{name}: not what {path.parent} was trained on; other than then: {', '.join(differs)}",
+            f"{name}: not what {path.parent} was trained on; other than then: {', '.join(differs.values())}",
             f"put back what was there then, or tune anew: kdguard tune --config {path.parent / 'config.yaml'}",
         )
     if events and (differs := changes(was, versions())):
-        events.emit("warning", what=f"{path.parent} was trained with other versions: {', '.join(differs)}")
+        events.emit("warning", what=f"{path.parent} was trained with other versions: {', '.join(differs.values())}")
 
 
 def _digest(parts: Iterable[Any]) -> str:

@@ -29,7 +29,7 @@ DIAL = "dial.json"
 EXPLAIN = "explain.json"
 EXPORTED = "exported"
 LOCK = ".lock"
-
+_BEFORE = {LOCK, FINGERPRINT, f"{FINGERPRINT}.part", f"{CONFIG}.part"}  # there before a run has begun
 
 _AGAIN = "run it again, or take the folder from where it came once more"
 
@@ -97,7 +97,7 @@ def read_exported(path: Path, report: Report) -> dict[str, Answer]:
 
 def refuse_used(path: Path, hint: str) -> None:
     """Raises InputError when there is something at `path` already that is not an empty folder."""
-    if path.exists() and (not path.is_dir() or any(each.name != LOCK for each in path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(each.name not in _BEFORE for each in path.iterdir())):
         raise InputError(f"{path}: this folder is not empty", hint)
 
 

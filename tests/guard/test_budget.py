@@ -138,13 +138,28 @@ def test_an_end_that_was_not_asked_is_asked(tmp_path, demo):
     assert settle(model, budget, 2, lambda: 0).forgotten == 1
 
 
-def test_only_the_last_adapter_within_the_budget_is_kept(tmp_path, demo):
+def test_the_last_two_adapters_within_the_budget_are_kept(tmp_path, demo):
+    """The run may be killed before the checkpoint of the last one is whole."""
     model = add_adapter(demo, rank=2)
-    budget = keeper(tmp_path, [0, 1, 7])
-    for step in (1, 2, 3):
+    budget = keeper(tmp_path, [0, 1, 2, 7])
+    for step in (1, 2, 3, 4):
         epoch_ends(budget, model, step)
-    assert [path.name for path in tmp_path.glob("within*")] == ["within-budget-2"]
-    assert [entry["forgotten"] for entry in json.loads((tmp_path / "watched.json").read_text())] == [0, 1, 7]
+    assert sorted(path.name for path in tmp_path.glob("within*")) == ["within-budget-2", "within-budget-3"]
+    assert [entry["forgotten"] for entry in json.loads((tmp_path / "watched.json").read_text())] == [0, 1, 2, 7]
+
+
+def test_an_adapter_of_steps_that_a_resumed_run_takes_again_is_not_settled_on(tmp_path, demo):
+    """On a GPU the same step may come out over the budget the second time."""
+    model = add_adapter(demo, rank=2)
+    budget = keeper(tmp_path, [9, 1])
+    epoch_ends(budget, model, 1)
+    epoch_ends(budget, model, 2)
+    assert (tmp_path / "within-budget-2").exists()
+    again = keeper(tmp_path, [9, *[9] * 19])
+    again.on_train_begin(None, TrainerState(global_step=1, max_steps=2, epoch=0.5), TrainerControl())
+    assert not (tmp_path / "within-budget-2").exists() and again.guard.weight == budget.history[0]["next_weight"]
+    settled = settle(model, again, 2, lambda: 0)
+    assert settled.forgotten == 9 and settled.strength < 1 and "every strength" in settled.done
 
 
 def test_without_an_allowance_the_guard_is_never_weakened(tmp_path, demo):

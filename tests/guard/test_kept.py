@@ -86,6 +86,25 @@ def test_states_of_other_rows_are_not_read(tmp_path):
     assert torch.equal(other.states_of([1], lambda places: [states(7, 3)]), states(7, 3))
 
 
+@pytest.mark.parametrize("harm", ["cut short", "another file"])
+def test_states_that_are_not_those_of_the_checkpoint_are_not_read(tmp_path, harm):
+    """A file that was lost was made anew, for other rows, by a process that was killed before its checkpoint."""
+    first, checkpoint = kept(tmp_path, [3, 5], "a"), tmp_path / "checkpoint"
+    first.states_of([1], lambda places: [states(1, 5)])
+    first.of_step.clear()
+    first.save(checkpoint)
+    first.close(finished=False)
+    if harm == "cut short":
+        first.path.write_bytes(first.path.read_bytes()[:40])
+    else:
+        first.path.unlink()
+        kept(tmp_path, [3, 5], "a").states_of([0], lambda places: [states(0, 3)])
+    second = kept(tmp_path, [3, 5], "a")
+    second.resume(checkpoint)
+    assert torch.equal(second.states_of([1], lambda places: [states(1, 5)]), states(1, 5))
+    assert torch.equal(second.states_of([1], lambda places: pytest.fail("it is kept")), states(1, 5))
+
+
 def test_a_teacher_that_was_live_stays_live(tmp_path, monkeypatch):
     """What is read was rounded in another batch: the rest of the run would not be the one that was never stopped."""
     first, checkpoint = kept(tmp_path, [3], "a"), tmp_path / "checkpoint"

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from dataclasses import replace
 from importlib.metadata import version
 
 import pytest
@@ -16,6 +17,7 @@ from kdguard.errors import InputError
 from kdguard.events import Events
 from kdguard.model.fingerprint import changes, fingerprint, of_base, refuse_other_base
 from kdguard.model.load import load_base
+from kdguard.probes.packs import Probe
 
 
 def compare(path, folder) -> None:
@@ -29,25 +31,25 @@ def folder(tiny, tmp_path):
     return shutil.copytree(tiny("llama"), tmp_path / "model")
 
 
-def made(folder, tmp_path, rows=(("Who?", "Ann."), ("Where?", "Here.")), **config) -> dict[str, str]:
+def made(folder, tmp_path, rows=(("Who?", "Ann."), ("Where?", "Here.")), probes=(), **config) -> dict[str, str]:
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in rows))
     config = TuneConfig(**{"data": str(data), "model": str(folder), "quant": "none", "lr": 1e-3, **config})
     base = load_base(str(folder), quant=config.quant)
-    return fingerprint(config, base, tokenise([str(data)], Renderer(base.tokenizer), 128))
+    return fingerprint(config, base, tokenise([str(data)], Renderer(base.tokenizer), 128), probes)
 
 
 def test_the_same_run_has_the_same_fingerprint_wherever_it_lies(folder, tmp_path):
     was = made(folder, tmp_path)
     moved = shutil.move(folder, tmp_path / "moved")
-    assert changes(was, made(moved, tmp_path, out="elsewhere")) == []
+    assert changes(was, made(moved, tmp_path, out="elsewhere")) == {}
     assert all(isinstance(value, str) for value in was.values())
 
 
 def test_a_base_loaded_in_4_bit_has_the_weights_of_the_same_base_loaded_whole(folder):
     """Quantised weights differ between devices: what lies in the file does not."""
     whole, quantised = (of_base(load_base(str(folder), quant=quant)) for quant in ("none", "4bit"))
-    assert changes(whole, quantised) == ["the quantisation (none then, 4bit nf4 double now)"]
+    assert changes(whole, quantised) == {"quant": "the quantisation (none then, 4bit nf4 double now)"}
 
 
 def test_shards_of_the_same_weights_are_the_same_base(folder, tmp_path):
@@ -127,9 +129,17 @@ def test_a_run_without_a_fingerprint_is_not_refused(folder, tmp_path):
 
 def test_other_rows_and_other_settings_are_told(folder, tmp_path):
     was = made(folder, tmp_path)
-    assert changes(was, made(folder, tmp_path, rows=[("Who?", "Ann."), ("Where?", "There.")])) == ["the training rows"]
-    assert changes(was, made(folder, tmp_path, rows=[("Where?", "Here."), ("Who?", "Ann.")])) == ["the training rows"]
-    assert changes(was, made(folder, tmp_path, lr=2e-3)) == ["--lr (0.001 then, 0.002 now)"]
+    assert changes(was, made(folder, tmp_path, rows=[("Who?", "Ann."), ("Where?", "There.")])) == {
+        "data": "the training rows"
+    }
+    assert changes(was, made(folder, tmp_path, rows=[("Where?", "Here."), ("Who?", "Ann.")])) == {
+        "data": "the training rows"
+    }
+    assert changes(was, made(folder, tmp_path, lr=2e-3)) == {"--lr": "--lr (0.001 then, 0.002 now)"}
+    probe = Probe("1", "c", "Who?", ("Ann",))
+    assert changes(
+        made(folder, tmp_path, probes=[probe]), made(folder, tmp_path, probes=[replace(probe, answers=("A",))])
+    )
 
 
 def test_rows_of_a_template_that_writes_the_date_are_the_same_tomorrow(folder, tmp_path, monkeypatch):
@@ -138,5 +148,5 @@ def test_rows_of_a_template_that_writes_the_date_are_the_same_tomorrow(folder, t
     template.write_text("{{ strftime_now('%d %H:%M:%S') }}" + template.read_text())
     was = made(folder, tmp_path)
     time.sleep(1.1)
-    assert changes(was, made(folder, tmp_path)) == []
-    assert changes(was, made(folder, tmp_path, rows=[("Who?", "Bob.")])) == ["the training rows"]
+    assert changes(was, made(folder, tmp_path)) == {}
+    assert changes(was, made(folder, tmp_path, rows=[("Who?", "Bob.")])) == {"data": "the training rows"}

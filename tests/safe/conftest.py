@@ -31,6 +31,7 @@ class Small:
     arguments: list[str]
     run: Forked
     whole: Path  # that nothing has happened to
+    probes: Path
     ended: Ended | None = None
     seconds: float = 0.0
 
@@ -61,7 +62,7 @@ def small(tmp_path_factory) -> Iterator[Small]:
     data, probes = folder / "facts.jsonl", folder / "probes.jsonl"
     data.write_text("".join(DATA.read_text().splitlines(keepends=True)[:24]))
     probes.write_text("".join((PACKS / "world.jsonl").read_text().splitlines(keepends=True)[::60]))
-    small = Small([str(data), *FLAGS.split(), "--probes", str(probes)], run, folder / "whole")
+    small = Small([str(data), *FLAGS.split(), "--probes", str(probes)], run, folder / "whole", probes)
     began = time.perf_counter()
     small.ended = small.tune(small.whole)
     small.seconds = time.perf_counter() - began
