@@ -1,5 +1,6 @@
 """Files that travel with the package, and files that appear whole or not at all."""
 
+import errno
 import json
 import os
 import shutil
@@ -11,6 +12,8 @@ from typing import Any, TextIO
 from kdguard.errors import InputError
 
 _PACKAGE = Path(__file__).parent
+# How safetensors and torch say that the disk or a quota is full.
+_FULL = "os error 28", "os error 122", "PytorchStreamWriter", "inline_container"
 
 
 def shipped(name: str) -> Path:
@@ -48,6 +51,17 @@ def refuse_foreign(folder: Path) -> None:
 
 
 @contextmanager
+def telling_full_disk(path: Path) -> Iterator[None]:
+    """Raise OSError, as the system does, whatever the library raises that meets a full disk while it writes `path`."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) or not any(said in str(error) for said in _FULL):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+
+
+@contextmanager
 def writing(path: Path) -> Iterator[TextIO]:
     """Write beside, sync, rename: a reader sees the whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +84,8 @@ def writing_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
-        yield beside
+        with telling_full_disk(folder):
+            yield beside
         put_in_place(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

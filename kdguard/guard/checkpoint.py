@@ -9,8 +9,6 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import filterfalse
 from pathlib import Path
@@ -18,21 +16,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from kdguard.errors import KdguardError
-from kdguard.files import put_in_place, write_whole
+from kdguard.files import put_in_place, telling_full_disk, write_whole
 from kdguard.guard.kept import KeptStates
 from kdguard.guard.lean import Lean
 from kdguard.processes import by_main
 
 WHOLE = "whole.json"
 _BESIDE = ".writing"
-# How the system, safetensors and torch say it: a full disk, and a full quota.
-_FULL = "No space left", "os error 28", "quota exceeded", "os error 122", "PytorchStreamWriter", "inline_container"
 
 
 def last_whole(folder: Path) -> Path | None:
@@ -116,7 +111,7 @@ class SafeTrainer(Trainer):
         final = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         beside = folder / _BESIDE / final.name
         main = self.accelerator.is_main_process
-        with _told_when_full(final):
+        with telling_full_disk(final):
             if main:
                 shutil.rmtree(folder / _BESIDE, ignore_errors=True)
             self.accelerator.wait_for_everyone()
@@ -175,7 +170,7 @@ class SafeTrainer(Trainer):
                 if hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(file.fileno(), 0, max(1, need))
                 elif shutil.disk_usage(folder).free < need:
-                    raise OSError(errno.ENOSPC, _FULL[0])
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -224,16 +219,3 @@ def _set_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["cpu"])
     if states["cuda"]:
         torch.cuda.set_rng_state_all(states["cuda"])
-
-
-@contextmanager
-def _told_when_full(final: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if not any(said in str(error) for said in _FULL):
-            raise
-        raise KdguardError(
-            f"{final}: could not be written, the disk is full",
-            "free some space; the checkpoints before it are whole",
-        ) from None
