@@ -95,6 +95,7 @@ class Studio:
         for name in self.names():
             path = self.root / name / run_folder.REPORT
             with suppress(OSError, InputError):
+                is_finished(path.parent)  # a dial that was cut short
                 stamp = path.stat().st_mtime_ns
                 if self._reports.get(path, (0, {}))[0] != stamp:
                     self._reports[path] = stamp, read_report(path)
