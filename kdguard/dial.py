@@ -1,6 +1,7 @@
 """The strength dial: what a finished run knows at several strengths of its adapter, and the choice of one."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from kdguard.config import resolve
 from kdguard.data.batches import Collator
 from kdguard.errors import InputError
 from kdguard.events import Events
-from kdguard.files import write_whole
+from kdguard.files import write_whole, writing_folder
 from kdguard.guard.rehearsal import REHEARSAL, load_rows
 from kdguard.guard.teacher import drift
 from kdguard.model.load import load_tuned
@@ -24,9 +25,8 @@ from kdguard.probes.watch import Allowance, Settled, split
 from kdguard.questions import asked_in, base_in
 from kdguard.report import run as run_folder
 from kdguard.report.build import outcome, write_pages, write_report
-from kdguard.report.exported import forget_exports
 from kdguard.report.figures import Pair, kept, pair
-from kdguard.report.run import Run, write_answers
+from kdguard.report.run import Run, alone, finish_dial, write_answers
 from kdguard.report.warn import ces_in
 
 
@@ -61,6 +61,7 @@ class Point:
         }
 
 
+@alone
 def dial(
     run: Run,
     strengths: Sequence[float],
@@ -128,7 +129,8 @@ def dial(
     new_before = [each.before for each in run.new]
     ces = ces_in(run.path / run_folder.EVENTS)
     found = outcome(chosen.strength, chosen.probes, (new_before, chosen.new), moved, settled, config.goal, ces)
-    _write(run, chosen, {**forget_exports(run.path, run.report), **found}, events)
+    still = {key: value for key, value in run.report.items() if key != "exported"}  # those were of another strength
+    _write(run, chosen, {**still, **found}, events)
     return points, chosen
 
 
@@ -138,15 +140,19 @@ def _worth(point: Point) -> tuple[float, ...]:
 
 
 def _write(run: Run, chosen: Point, report: dict[str, Any], events: Events) -> None:
-    """Write the strength. Should it be cut short, the run counts as unfinished, and resumes to its full strength."""
-    (run.path / run_folder.REPORT).unlink()
-    (run.path / run_folder.EXPLAIN).unlink(missing_ok=True)  # at another strength other probes are forgotten
-    for folder in ("watched", "probes", "new"):
-        (run.path / folder / "after.jsonl").unlink(missing_ok=True)
-    scale_saved_adapter(run.path / run_folder.ADAPTER, chosen.strength / run.report["strength"])
-    for folder, pairs in (("watched", chosen.watched), ("probes", chosen.probes)):
-        if pairs:
-            write_answers(run.path / folder / "before.jsonl", [each.before for each in pairs])
-            write_answers(run.path / folder / "after.jsonl", [each.after for each in pairs])
-    write_answers(run.path / "new" / "after.jsonl", chosen.new)
-    write_report(run.path, report, events)
+    """Write the strength: everything beside what is there, and then in its place, which nothing but renames do."""
+    with writing_folder(run.path / run_folder.DIALLED) as new:
+        for name in (run_folder.CONFIG, run_folder.EVENTS, run_folder.DIAL):  # what the pages are made of
+            if (run.path / name).exists():
+                shutil.copy(run.path / name, new)
+        for name in (run_folder.ADAPTER, *run_folder.ANSWERS):
+            if (run.path / name).exists():
+                shutil.copytree(run.path / name, new / name)
+        scale_saved_adapter(new / run_folder.ADAPTER, chosen.strength / run.report["strength"])
+        for folder, pairs in (("watched", chosen.watched), ("probes", chosen.probes)):
+            if pairs:
+                write_answers(new / folder / "before.jsonl", [each.before for each in pairs])
+                write_answers(new / folder / "after.jsonl", [each.after for each in pairs])
+        write_answers(new / "new" / "after.jsonl", chosen.new)
+        write_report(new, report, events)
+    finish_dial(run.path)

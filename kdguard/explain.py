@@ -22,7 +22,7 @@ from kdguard.questions import Asked, asked_in, base_in
 from kdguard.report import run as run_folder
 from kdguard.report.build import write_pages
 from kdguard.report.figures import Pair
-from kdguard.report.run import Run, read_run
+from kdguard.report.run import Run, alone, is_finished, read_run
 from kdguard.report.why import interference
 from kdguard.tuning import tune
 
@@ -31,6 +31,7 @@ MAX_ROWS = 20_000  # training rows looked at; a seeded sample of more
 CONTROL = "known-only"  # the control's folder within the run
 
 
+@alone
 def explain(run: Run, events: Events, *, control: bool = False, trust_remote_code: bool = False) -> dict[str, Any]:
     """Find the rows that lie nearest to each forgotten probe, and the figures for each hypothesis; write them down.
 
@@ -129,7 +130,7 @@ def _cloning(
     """The known-only control: half of the known probes, at most as many as there are rows, as the base answers them."""
     folder = run.path / CONTROL
     data, pack, out = folder / "data.jsonl", folder / "probes.jsonl", folder / "run"
-    if not (out / run_folder.REPORT).exists():
+    if not is_finished(out):
         if not train:
             return None
         half = len(known) // 2

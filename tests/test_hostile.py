@@ -13,7 +13,7 @@ from kdguard.config import TuneConfig, presets, resolve
 from kdguard.errors import InputError
 from kdguard.files import refuse_foreign
 from kdguard.model.load import load_base, load_config, load_tokenizer, own_tokenizer
-from kdguard.report.run import unfinished_config
+from kdguard.report.run import is_finished, unfinished_config
 from tests.test_cli import kdguard
 
 FLAGS = {"data": "a.jsonl", "model": "demo"}
@@ -271,3 +271,22 @@ def test_the_trainer_reads_the_pickles_of_a_checkpoint_as_weights_only():
 
     loads = inspect.getsource(trainer).split("torch.load(")[1:]
     assert loads and all("weights_only=True" in load[:400] for load in loads)
+
+
+@pytest.mark.parametrize("link", ["adapter", "dialled"])
+def test_a_dial_that_others_have_begun_is_finished_within_the_run(tmp_path, link):
+    """Links in it are replaced or left alone, and never followed: to read a run harms nothing beside it."""
+    run, new, mine = tmp_path / "run", tmp_path / "new", tmp_path / "mine"
+    for folder in (run, new, mine):
+        (folder / "adapter").mkdir(parents=True)
+        (folder / "adapter" / "README.md").write_text(folder.name)
+        (folder / "report.json").write_text("{}")
+    if link == "dialled":
+        (run / "dialled").symlink_to(mine)
+    else:
+        new.rename(run / "dialled")
+        shutil.rmtree(run / "adapter")
+        (run / "adapter").symlink_to(mine / "adapter")
+    assert is_finished(run)
+    assert (mine / "adapter" / "README.md").read_text() == "mine" and (mine / "report.json").exists()
+    assert (run / "adapter" / "README.md").read_text() == ("run" if link == "dialled" else "new")

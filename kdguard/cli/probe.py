@@ -48,12 +48,12 @@ def ask(
     from dataclasses import asdict
 
     from kdguard.probes.packs import load_probes
-    from kdguard.report.run import ADAPTER, FINGERPRINT, REPORT, read_run
+    from kdguard.report.run import ADAPTER, FINGERPRINT, is_finished, read_run
     from kdguard.tables import level_table
     from kdguard.terminal import console
 
     chosen = load_probes(probes or TuneConfig.model_fields["probes"].default)
-    run = Path(model) if (Path(model) / REPORT).is_file() else None
+    run = Path(model) if is_finished(Path(model)) else None
     defaults = TuneConfig.model_fields
     config = read_run(run).config if run else {"model": model, "quant": defaults["quant"].default, "revision": None}
     name = config["model"]

@@ -7,14 +7,15 @@ from kdguard.errors import InputError
 from kdguard.events import Events
 from kdguard.export.plan import Plan, Wanted, prepare
 from kdguard.export.write import Answers, write
-from kdguard.files import write_whole
+from kdguard.files import put_in_place, write_whole
 from kdguard.report.exported import add_export, figures
 from kdguard.report.render import render
-from kdguard.report.run import Run
+from kdguard.report.run import Run, alone, at_work, refuse_used
 
 __all__ = ["Wanted", "export"]
 
 
+@alone
 def export(run: Run, wanted: Wanted, events: Events) -> dict[str, Any]:
     """Write the export, ask it, and enter it into the run's report; returns the entry, see `report.exported`.
 
@@ -25,29 +26,29 @@ def export(run: Run, wanted: Wanted, events: Events) -> dict[str, Any]:
     if out.resolve().is_relative_to(run.path.resolve()):
         raise InputError(f"{out}: this is inside the run's folder", "give an --out of its own")
     plan: Plan = prepare(run, wanted, events)
-    beside = out.with_name(out.name + ".part")
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        whole = beside / "whole"
-        whole.mkdir(parents=True)
-        written = write(plan, whole)
-        answers: Answers = written.answers
-        entry = {
-            "to": wanted.kind,
-            "path": str(out),
-            "weights": plan.weights,
-            "onto": written.onto,
-            "tried": written.tried,
-            "type": plan.type if written.gguf else None,
-            "llama_cpp": plan.llama.version if plan.llama else None,
-            "runtime": written.runtime,
-            "strength": run.report["strength"],
-            **figures(run, answers),
-        }
-        write_whole(whole / "README.md", render("model_card.md", report=run.report, export=entry))
-        if out.exists():
-            out.rmdir()
-        whole.rename(out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return add_export(run.path, entry, answers)
+    beside = out.with_name(f".{out.name}.part")
+    with at_work(out):
+        shutil.rmtree(beside, ignore_errors=True)  # of one that was killed
+        try:
+            whole = beside / "whole"
+            whole.mkdir(parents=True)
+            written = write(plan, whole)
+            answers: Answers = written.answers
+            entry = {
+                "to": wanted.kind,
+                "path": str(out),
+                "weights": plan.weights,
+                "onto": written.onto,
+                "tried": written.tried,
+                "type": plan.type if written.gguf else None,
+                "llama_cpp": plan.llama.version if plan.llama else None,
+                "runtime": written.runtime,
+                "strength": run.report["strength"],
+                **figures(run, answers),
+            }
+            write_whole(whole / "README.md", render("model_card.md", report=run.report, export=entry))
+            refuse_used(out, "give another --out")  # by what has come since
+            put_in_place(whole, out)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    return add_export(run, entry, answers)

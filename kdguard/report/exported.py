@@ -7,7 +7,6 @@ An entry of the report's `exported`: `to`, `path`, `weights` (merged or adapter)
 """
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +18,7 @@ from kdguard.report import run as run_folder
 from kdguard.report.build import write_pages
 from kdguard.report.contract import Report
 from kdguard.report.figures import Pair, kept, learned, pair
-from kdguard.report.run import Run, read_run, write_answers
+from kdguard.report.run import Run, write_answers
 
 
 def figures(run: Run, answers: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
@@ -47,9 +46,8 @@ def dropped(entry: Mapping[str, Any]) -> float:
     return max(shares, default=0.0)
 
 
-def add_export(path: Path, entry: dict[str, Any], answers: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
-    """Enter an export into the report of the run at `path`, in the place of an earlier one at the same path."""
-    run = read_run(path)
+def add_export(run: Run, entry: dict[str, Any], answers: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
+    """Enter an export into the run's report, in the place of an earlier one at the same path."""
     others = [other for other in run.report.get("exported", []) if other["path"] != entry["path"]]
     taken = {other["answers"] for other in others}
     name = f"{entry['to']}-{Path(entry['path']).name}"
@@ -57,19 +55,11 @@ def add_export(path: Path, entry: dict[str, Any], answers: Mapping[str, Sequence
         name += "+"
     entry = {**entry, "answers": f"{run_folder.EXPORTED}/{name}" if answers else None}
     for what, found in answers.items():
-        write_answers(path / run_folder.EXPORTED / name / f"{what}.jsonl", found)
+        write_answers(run.path / run_folder.EXPORTED / name / f"{what}.jsonl", found)
     report: Report = {**run.report, "exported": [*others, entry]}
-    write_pages(path, report)
-    write_whole(path / run_folder.REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_pages(run.path, report)
+    write_whole(run.path / run_folder.REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return entry
-
-
-def forget_exports(path: Path, report: Report) -> Report:
-    """The report of a run that has changed since, without its exports."""
-    shutil.rmtree(path / run_folder.EXPORTED, ignore_errors=True)
-    rest: Report = {**report}
-    rest.pop("exported", None)
-    return rest
 
 
 def _beside(pairs: Sequence[Pair], answers: Sequence[Answer]) -> list[Pair]:

@@ -1,19 +1,21 @@
 """The run folder: the names in it, files that appear whole or not at all, and reading it back."""
 
+import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from filelock import FileLock, Timeout
 
 from kdguard.config_file import read_config
 from kdguard.errors import InputError
 from kdguard.events import read_events
-from kdguard.files import refuse_foreign, write_jsonl
+from kdguard.files import refuse_foreign, sync, write_jsonl
 from kdguard.probes.score import Answer
 from kdguard.report.contract import Report
 from kdguard.report.figures import Pair, pair
@@ -25,12 +27,16 @@ FINGERPRINT = "fingerprint.json"
 ADAPTER = "adapter"
 CHECKPOINTS = "checkpoints"
 REPORT = "report.json"
+ANSWERS = "watched", "probes", "new"
 DIAL = "dial.json"
+DIALLED = "dialled"  # what a dial puts in the place of the old, while it does
 EXPLAIN = "explain.json"
 EXPORTED = "exported"
 LOCK = ".lock"
 _BEFORE = {LOCK, FINGERPRINT, f"{FINGERPRINT}.part", f"{CONFIG}.part"}  # there before a run has begun
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 _AGAIN = "run it again, or take the folder from where it came once more"
 
 
@@ -50,7 +56,7 @@ def read_run(path: Path) -> Run:
     """Raises InputError when `path` is not a finished run."""
     if not path.is_dir():
         raise InputError(f"{path}: no such run folder", "kdguard tune DATA writes one and names it at its end")
-    if not (path / REPORT).is_file():
+    if not is_finished(path):
         if (path / CONFIG).is_file():
             raise InputError(f"{path}: this run has not finished", f"kdguard tune --resume --out {path}")
         raise InputError(f"{path}: not a run folder (it has no {REPORT})", "name a folder that kdguard tune wrote")
@@ -103,7 +109,7 @@ def refuse_used(path: Path, hint: str) -> None:
 
 @contextmanager
 def at_work(path: Path) -> Iterator[None]:
-    """Keep other processes from working on a run; the folder is made if it is not there.
+    """Keep other processes from working on a run; the folder is made if it is not there. Finishes a dial's last step.
 
     The system ends it with the process, however that ends. Raises InputError while another one is at work on it.
     """
@@ -113,12 +119,14 @@ def at_work(path: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        last = [event for event in read_events(path / EVENTS) if event["event"] == "process"][-1:]
+        trains = not any((path / name).exists() for name in (REPORT, DIALLED))
+        last = [event for event in read_events(path / EVENTS) if event["event"] == "process"][-1:] if trains else []
         who = f"process {last[0]['pid']} on {last[0]['host']}" if last else "another process"
         raise InputError(
-            f"{path}: {who} is at work on this run", "wait for it or stop it, or give another --out"
+            f"{path}: {who} is at work on this run", "wait for it or stop it, or take another folder"
         ) from None
     try:
+        finish_dial(path)
         yield
     finally:
         (path / LOCK).unlink(missing_ok=True)
@@ -126,6 +134,48 @@ def at_work(path: Path) -> Iterator[None]:
         if made:
             with suppress(OSError):
                 path.rmdir()  # nothing has been written
+
+
+def alone(story: Callable[Concatenate[Run, _P], _T]) -> Callable[Concatenate[Run, _P], _T]:
+    """Tell a story of a run `at_work` on it, and of the run as it is by then: another process may have dialled it."""
+
+    @functools.wraps(story)
+    def told(run: Run, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with at_work(run.path):
+            return story(read_run(run.path), *args, **kwargs)
+
+    return told
+
+
+def is_finished(path: Path) -> bool:
+    """Whether a run has its report, once a dial that was cut short in its last step has been finished."""
+    if (path / DIALLED).is_dir():
+        with at_work(path):
+            pass
+    return (path / REPORT).is_file()
+
+
+def finish_dial(path: Path) -> None:
+    """Put what lies in `dialled/` in the place of the old, the report last. Cut short, it can be done again.
+
+    Whole things are renamed, so that a link in a folder that came from others leads nowhere.
+    """
+    new = path / DIALLED
+    if not new.is_dir() or new.is_symlink():
+        return
+    if (new / REPORT).is_file():
+        (path / REPORT).unlink(missing_ok=True)
+        (path / EXPLAIN).unlink(missing_ok=True)  # at another strength other probes are forgotten
+        shutil.rmtree(path / EXPORTED, ignore_errors=True)
+        for name in (ADAPTER, *ANSWERS, "report.html"):
+            if (new / name).exists():
+                if (path / name).exists():
+                    (path / name).rename(new / f"{name}.old")
+                (new / name).rename(path / name)
+        sync(path)
+        (new / REPORT).rename(path / REPORT)
+        sync(path)
+    shutil.rmtree(new)
 
 
 def unfinished_config(path: Path) -> Path:

@@ -29,7 +29,7 @@ from kdguard.errors import InputError, KdguardError
 from kdguard.events import Event, read_events
 from kdguard.report import run as run_folder
 from kdguard.report.contract import Report
-from kdguard.report.run import Run, read_run
+from kdguard.report.run import Run, is_finished, read_run
 from kdguard.report.schema import read_report
 from kdguard.ui.pack import PACK
 
@@ -95,6 +95,7 @@ class Studio:
         for name in self.names():
             path = self.root / name / run_folder.REPORT
             with suppress(OSError, InputError):
+                is_finished(path.parent)  # a dial that was cut short
                 stamp = path.stat().st_mtime_ns
                 if self._reports.get(path, (0, {}))[0] != stamp:
                     self._reports[path] = stamp, read_report(path)
@@ -144,8 +145,9 @@ class Studio:
     def state(self, name: str) -> str:
         """One of FINISHED, TRAINING, STOPPED, FAILED; the last only of what was started here."""
         path = self._place(name)
-        if (path / run_folder.REPORT).is_file():
-            return FINISHED
+        with suppress(OSError, InputError):
+            if is_finished(path):
+                return FINISHED
         if self.worker(name):
             return TRAINING
         return STOPPED if self._code(name) in (None, *_ASKED) else FAILED

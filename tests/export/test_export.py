@@ -6,7 +6,7 @@ import re
 import pytest
 
 from kdguard.model.load import load_base
-from kdguard.report.run import read_exported, read_run
+from kdguard.report.run import at_work, read_exported, read_run
 from tests.test_cli import kdguard
 
 
@@ -45,6 +45,25 @@ def test_another_strength_forgets_the_exports(run, tmp_path):
     done = kdguard("dial", run, "--strength", 0.5, "--steps", 1)
     assert done.returncode == 0, done.stderr
     assert "exported" not in read_run(run).report and not (run / "exported").exists()
+
+
+def test_nothing_of_others_gives_way_to_an_export(run, tmp_path):
+    """Neither a folder beside it, nor what another export is writing, nor what has come to be there."""
+    out = tmp_path / "adapter"
+    theirs = tmp_path / "adapter.part" / "notes.txt"
+    theirs.parent.mkdir()
+    theirs.write_text("mine")
+    left = tmp_path / ".adapter.part" / "whole" / "model.gguf"
+    left.parent.mkdir(parents=True)
+    left.write_text("cut short")
+    flags = ("--to", "adapter", "--out", out, "--questions", 0)
+    with at_work(out):
+        done, _ = exported(run, *flags)
+        assert done.returncode == 2 and "another process is at work" in done.stderr and left.exists()
+    done, _ = exported(run, *flags)
+    assert done.returncode == 0, done.stderr
+    assert theirs.read_text() == "mine" and not left.parent.parent.exists()
+    assert not list(out.glob("*.gguf")) and not (out / ".lock").exists()
 
 
 def test_the_adapter_alone_answers_word_for_word(run, tmp_path):
