@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from pydantic import TypeAdapter, ValidationError
+
 from kdguard.errors import InputError
 
 _PACKAGE = Path(__file__).parent
@@ -87,6 +89,24 @@ def put_in_place(beside: Path, folder: Path) -> None:
     beside.rename(folder)
     sync(folder.parent)
     shutil.rmtree(before, ignore_errors=True)
+
+
+def read_json(path: Path, kind: TypeAdapter[Any], what: str, hint: str) -> Any:
+    """What a JSON file holds, as it is, once it is of `kind`. Raises InputError that names what is wrong."""
+    try:
+        found = json.loads(path.read_bytes())
+        kind.validate_python(found)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: found no {what} ({reason(error)})", hint) from None
+    return found
+
+
+def reason(error: Exception) -> str:
+    """Why something could not be read, in one short line."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        return ": ".join(filter(None, [".".join(map(str, first["loc"]))[:100], first["msg"][:200]]))
+    return "nested too deep" if isinstance(error, RecursionError) else str(error).split("\n")[0][:200]
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -1,7 +1,6 @@
 """The run folder: the names in it, files that appear whole or not at all, and reading it back."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from kdguard.errors import InputError
 from kdguard.events import read_events
 from kdguard.files import refuse_foreign, write_jsonl
 from kdguard.probes.score import Answer
+from kdguard.report import schema
 from kdguard.report.contract import Report
 from kdguard.report.figures import Pair, pair
 from kdguard.report.schema import read_answers, read_report
@@ -80,12 +80,8 @@ def base_of(run: Run) -> tuple[Any, ...]:
 
 
 def read_explained(path: Path) -> dict[str, Any] | None:
-    """What `kdguard explain` found of a run, if it was asked."""
-    found = path / EXPLAIN
-    try:
-        return json.loads(found.read_bytes()) if found.exists() else None
-    except (OSError, ValueError, RecursionError):
-        raise InputError(f"{found}: this file is damaged", f"kdguard explain {path}") from None
+    """What `kdguard explain` found of a run, if it was asked. Raises InputError where the file is damaged."""
+    return schema.read_explained(path / EXPLAIN) if (path / EXPLAIN).exists() else None
 
 
 def read_exported(path: Path, report: Report) -> dict[str, Answer]:
