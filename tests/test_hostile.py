@@ -173,11 +173,16 @@ def test_a_models_config_of_any_bytes(tiny, tmp_path, content):
         "data: [a.jsonl, ..\\secret.jsonl]",
         "probes: [runs/../../pack.jsonl]",
         "model: ../model",
+        "data: link/a.jsonl",
+        "data: [a.jsonl, linked.jsonl]",
+        "probes: [linked.jsonl]",
+        "model: link",
     ],
 )
 def test_a_config_file_stays_in_its_folder(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to("/tmp")
+    (tmp_path / "linked.jsonl").symlink_to("/etc/passwd")
     Path("c.yaml").write_text(text)
     with pytest.raises(InputError, match=r"c\.yaml: found ") as caught:
         resolve(FLAGS, Path("c.yaml"))
@@ -249,6 +254,59 @@ def test_a_run_of_another_user_is_not_gone_on_with(tmp_path, monkeypatch):
     assert "chown" in caught.value.hint
     done = kdguard("tune", "--resume", "--out", tmp_path)
     assert os.getuid() or (done.returncode == 2 and "of another user" in done.stderr)
+
+
+def test_an_absolute_path_stands_in_a_config_of_ones_own_alone(tmp_path, monkeypatch):
+    file = tmp_path / "c.yaml"
+    monkeypatch.chdir(tmp_path)
+    for text in ("data: /etc/passwd", "probes: [/etc/passwd]", "model: /etc"):
+        file.write_text(text)
+        file.chmod(0o664)
+        resolve({"model": "demo"}, file)
+        file.chmod(0o666)
+        with pytest.raises(InputError, match=r"c\.yaml: found .* anybody may write") as caught:
+            resolve({"model": "demo"}, file)
+        assert "chmod o-w" in caught.value.hint
+        file.chmod(0o644)
+        with monkeypatch.context() as other, pytest.raises(InputError, match="of another user"):
+            other.setattr(os, "getuid", lambda: 12345)
+            resolve({"model": "demo"}, file)
+    file.write_text("data: a.jsonl\nprobes: [packs/mine.jsonl]\nmodel: Qwen/Qwen2.5-7B\n")
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert resolve({}, file).data == ["a.jsonl"]
+
+
+def test_what_anybody_may_write_is_not_gone_on_with(tmp_path):
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    pickled = folder / "optimizer.pt"
+    pickled.write_bytes(b"")
+    for path, mine, anybodys in ((pickled, 0o664, 0o666), (folder, 0o775, 0o777)):
+        path.chmod(anybodys)
+        with pytest.raises(InputError, match="anybody may write this") as caught:
+            refuse_foreign(tmp_path / "run")
+        assert caught.value.message.startswith(f"{path}: ") and caught.value.hint.endswith(f"chmod -R o-w {path}")
+        path.chmod(mine)
+        refuse_foreign(tmp_path / "run")
+    folder.chmod(0o1777)
+    refuse_foreign(tmp_path / "run")
+
+
+def test_a_linked_folder_is_looked_into_once(tmp_path, monkeypatch):
+    behind, run = tmp_path / "behind", tmp_path / "run"
+    (behind / "checkpoint-1").mkdir(parents=True)
+    run.mkdir()
+    (run / "checkpoints").symlink_to(behind)
+    (behind / "back").symlink_to(run)
+    refuse_foreign(run)
+    pickled = behind / "checkpoint-1" / "optimizer.pt"
+    pickled.write_bytes(b"")
+    if os.getuid() == 0:
+        os.chown(pickled, 12345, -1)
+    else:
+        pickled.chmod(0o666)
+    with pytest.raises(InputError, match=r"optimizer\.pt: (this file is of another user|anybody may write)"):
+        refuse_foreign(run)
 
 
 def test_a_link_to_another_users_file_is_another_users(tmp_path):
