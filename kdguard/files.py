@@ -55,8 +55,7 @@ def refuse_foreign(folder: Path) -> None:
             of = [path.lstat().st_uid, path.stat().st_uid] if path.exists() else [path.lstat().st_uid]
             if strangers := [uid for uid in of if uid != os.getuid()]:
                 raise InputError(
-                    f"{path}: this file is of another user (uid {strangers[0]}), and only your own runs are gone on "
-                    "with",
+                    f"{path}: this is of another user (uid {strangers[0]}), and only your own runs are gone on with",
                     f"tune again; or, if you made it under another name: chown -R {os.getuid()} {folder}",
                 )
             if path.exists() and anybody_writes(path):

@@ -4,16 +4,25 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from transformers import LlamaConfig
 
 from kdguard.config import TuneConfig, presets, resolve
 from kdguard.errors import InputError
+from kdguard.events import Events
 from kdguard.files import refuse_foreign
+from kdguard.guard.budget import BudgetKeeper
+from kdguard.guard.checkpoint import WHOLE, last_whole
+from kdguard.guard.rehearsal import REHEARSAL, load_rows
+from kdguard.guard.teacher import Guard
 from kdguard.model.load import load_base, load_config, load_tokenizer, own_tokenizer
-from kdguard.report.run import unfinished_config
+from kdguard.probes.watch import Allowance
+from kdguard.report.run import DIAL, EXPLAIN, read_explained, unfinished_config
+from kdguard.report.schema import read_dial
 from tests.test_cli import kdguard
 
 FLAGS = {"data": "a.jsonl", "model": "demo"}
@@ -292,7 +301,7 @@ def test_what_anybody_may_write_is_not_gone_on_with(tmp_path):
     refuse_foreign(tmp_path / "run")
 
 
-def test_a_linked_folder_is_looked_into_once(tmp_path, monkeypatch):
+def test_a_linked_folder_is_looked_into_once(tmp_path):
     behind, run = tmp_path / "behind", tmp_path / "run"
     (behind / "checkpoint-1").mkdir(parents=True)
     run.mkdir()
@@ -305,7 +314,7 @@ def test_a_linked_folder_is_looked_into_once(tmp_path, monkeypatch):
         os.chown(pickled, 12345, -1)
     else:
         pickled.chmod(0o666)
-    with pytest.raises(InputError, match=r"optimizer\.pt: (this file is of another user|anybody may write)"):
+    with pytest.raises(InputError, match=r"optimizer\.pt: (this is of another user|anybody may write)"):
         refuse_foreign(run)
 
 
@@ -319,6 +328,34 @@ def test_a_link_to_another_users_file_is_another_users(tmp_path):
         (tmp_path / "optimizer.pt").symlink_to("/etc/passwd")
     with pytest.raises(InputError, match="of another user"):
         refuse_foreign(tmp_path)
+
+
+READERS = {
+    EXPLAIN: lambda run: read_explained(run),
+    DIAL: lambda run: read_dial(run / DIAL),
+    REHEARSAL: lambda run: load_rows(run / REHEARSAL, SimpleNamespace(config=LlamaConfig(vocab_size=300))),
+    "watched.json": lambda run: BudgetKeeper(Guard(), lambda: 0, Allowance(0.01, 9), run, Events()).on_train_begin(
+        None, SimpleNamespace(global_step=1, max_steps=2, epoch=0.5), None
+    ),
+}
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '["a"]', "[[]]", "{}", "null", "[-1]", "[300]", "[true]", "[" * 10**5])
+@pytest.mark.parametrize("name", READERS)
+def test_a_file_of_a_run_of_any_bytes_is_one_line(tmp_path, name, content):
+    if (name, content) == (REHEARSAL, "[1]"):
+        content = "[1]\n[1, 2.0]"
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=f"{name}(:[12])?: found no ") as caught:
+        READERS[name](tmp_path)
+    assert len(caught.value.message.splitlines()) == 1 and caught.value.hint.startswith(f"rm {tmp_path / name}; ")
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", '{"files": 1}', '{"files": ["a"]}', "[" * 10**5, "\0"])
+def test_a_checkpoint_whose_list_is_of_any_bytes_is_not_whole(tmp_path, content):
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / WHOLE).write_text(content)
+    assert last_whole(tmp_path) is None
 
 
 def test_the_trainer_reads_the_pickles_of_a_checkpoint_as_weights_only():
