@@ -1,7 +1,11 @@
 """How the program starts and how it ends: whatever a person can mend is one line and its remedy."""
 
+import errno
 import io
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import typer
 
@@ -10,11 +14,37 @@ from kdguard.errors import KdguardError
 from kdguard.processes import first_to_fail
 
 
+class _Output(io.TextIOWrapper):
+    """Falls silent once nobody can read it: a pipe or a terminal that was closed ends no training."""
+
+    def write(self, text: str) -> int:
+        with self._until_closed():
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._until_closed():
+            super().flush()
+
+    @contextmanager
+    def _until_closed(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+
+
 def main() -> None:
     """The console script. Only our own faults are tracebacks."""
-    for stream in (sys.stdout, sys.stderr):  # a model may say what a console in cp1252 cannot show
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):  # a model may say what a console in cp1252 cannot show
+            by_line, at_once = stream.line_buffering, stream.write_through
+            setattr(sys, name, _Output(stream.buffer, stream.encoding, "replace", None, by_line, at_once))
     try:
         code = app(standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort) as stop:

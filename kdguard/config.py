@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from kdguard.config_file import read_config
+from kdguard.config_file import read_config, refuse_absolute
 from kdguard.data.formats import parse_columns
 from kdguard.errors import InputError
 from kdguard.files import shipped
@@ -224,6 +224,8 @@ def resolve(
     """
     given = {key: value for key, value in flags.items() if value is not None}
     from_file = read_config(config_file) if config_file else {}
+    if config_file:
+        refuse_absolute(config_file, from_file)
     chosen = given.get("preset", from_file.get("preset"))
     model = given.get("model", from_file.get("model"))
     available = presets()

@@ -1,12 +1,15 @@
 """A config file, which may be somebody else's: it sets values, and runs, reads and writes nothing outside its place."""
 
+import os
 import re
+import shlex
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import yaml
 
 from kdguard.errors import InputError
+from kdguard.files import anybody_writes
 
 LARGEST = 2**20  # bytes
 _PATHS = "data", "probes", "model"
@@ -30,8 +33,8 @@ class _Loader(yaml.SafeLoader):
 def read_config(path: Path) -> dict[str, Any]:
     """The keys of a config file, as `TuneConfig` names them. Raises InputError by `file:line`.
 
-    `out` stays below the working folder, and what is named by a relative path stays beside or below it. The config of
-    a run names its data by absolute paths, which are read only, and has no `out`.
+    `out` and what is named by a relative path stay below the working folder, where relative paths begin, also through
+    links. For what is named by an absolute path see `refuse_absolute`.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such config file", "kdguard tune DATA --config FILE.yaml")
@@ -46,31 +49,47 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path}: found {type(values).__name__}, expected keys", "one `key: value` a line")
     values = {str(key).replace("-", "_"): value for key, value in values.items()}
-    for key in _PATHS:
-        _refuse_outside(path, key, values.get(key))
-    if values.get("out") is not None:
-        _refuse_out(path, values["out"])
+    for key, name in _named(values):
+        if ".." in _parts(name) or (not Path(name).is_absolute() and _leads_out(name)):
+            raise InputError(f"{path}: found {name[:100]!r} as {key}, which leads out of its folder", _typed(key, name))
+    out = None if values.get("out") is None else str(values["out"])
+    if out is not None and (".." in _parts(out) or PureWindowsPath(out).anchor or _leads_out(out)):
+        raise InputError(
+            f"{path}: found {out[:100]!r} as out, expected a folder below this one",
+            f"--out {out[:100]!r}, if it is meant",
+        )
     return values
 
 
-def _refuse_outside(path: Path, key: str, value: Any) -> None:
-    for name in value if isinstance(value, list) else [value]:
-        if isinstance(name, str) and ".." in _parts(name):
-            raise InputError(
-                f"{path}: found {name[:100]!r} as {key}, which leads out of its folder",
-                f"--{key} {name[:100]!r}, if it is meant" if key != "data" else f"kdguard tune {name[:100]!r}",
-            )
+def refuse_absolute(path: Path, values: dict[str, Any]) -> None:
+    """Raise InputError for an absolute path in a config file that is not this user's own alone.
+
+    The config of a run names its data by absolute paths, which are read only, and has no `out`.
+    """
+    if not hasattr(os, "getuid"):  # Windows
+        return
+    for key, name in _named(values):
+        found = f"{path}: found {name[:100]!r} as {key}, an absolute path, in a file"
+        if Path(name).is_absolute() and path.stat().st_uid != os.getuid():
+            raise InputError(f"{found} of another user", f"{_typed(key, name)}; a copy of the file is your own")
+        if Path(name).is_absolute() and anybody_writes(path):
+            raise InputError(f"{found} that anybody may write", f"chmod o-w {shlex.quote(str(path))}, once you read it")
 
 
-def _refuse_out(path: Path, value: Any) -> None:
+def _named(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """The keys and names of what a config has read."""
+    found = ((key, values.get(key)) for key in _PATHS)
+    each = ((key, name) for key, value in found for name in (value if isinstance(value, list) else [value]))
+    return [(key, name) for key, name in each if isinstance(name, str)]
+
+
+def _typed(key: str, name: str) -> str:
+    return f"kdguard tune {name[:100]!r}" if key == "data" else f"--{key} {name[:100]!r}, if it is meant"
+
+
+def _leads_out(name: str) -> bool:
     here = Path.cwd().resolve()
-    name = str(value)[:1000]
-    leads_out = ".." in _parts(name) or bool(PureWindowsPath(name).anchor) or Path(name).is_absolute()
-    if leads_out or not (here / name).resolve().is_relative_to(here):
-        raise InputError(
-            f"{path}: found {name[:100]!r} as out, expected a folder below this one",
-            f"--out {name[:100]!r}, if it is meant",
-        )
+    return not Path(os.path.realpath(here / name)).is_relative_to(here)
 
 
 def _parts(name: str) -> tuple[str, ...]:

@@ -3,11 +3,16 @@
 import errno
 import json
 import os
+import shlex
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
+
+from pydantic import TypeAdapter, ValidationError
 
 from kdguard.errors import InputError
 
@@ -34,20 +39,45 @@ def sync(path: Path) -> None:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Raise InputError for a folder with anything in it that is not this user's own; for root too.
+    """Raise InputError for a folder with anything in it, or behind its links, that is not this user's own alone.
 
-    The files of an optimiser and of random numbers are pickles. transformers reads them with `weights_only=True`; that
-    they are the user's own is what stands behind it.
+    Another user's is refused for root too, and so is what anybody may write. The files of an optimiser and of random
+    numbers are pickles. transformers reads them with `weights_only=True`; that they are the user's own is what stands
+    behind it.
     """
     if not hasattr(os, "getuid"):  # Windows
         return
-    for path in (folder, *folder.rglob("*")):
-        of = [path.lstat().st_uid, path.stat().st_uid] if path.exists() else [path.lstat().st_uid]
-        if strangers := [uid for uid in of if uid != os.getuid()]:
-            raise InputError(
-                f"{path}: this file is of another user (uid {strangers[0]}), and only your own runs are gone on with",
-                f"tune again; or, if you made it under another name: chown -R {os.getuid()} {folder}",
-            )
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        for path in (Path(place), *(Path(place, name) for name in [*folders, *files])):
+            of = [path.lstat().st_uid, path.stat().st_uid] if path.exists() else [path.lstat().st_uid]
+            if strangers := [uid for uid in of if uid != os.getuid()]:
+                raise InputError(
+                    f"{path}: this is of another user (uid {strangers[0]}), and only your own runs are gone on with",
+                    f"tune again; or, if you made it under another name: chown -R {os.getuid()} {folder}",
+                )
+            if path.exists() and anybody_writes(path):
+                raise InputError(
+                    f"{path}: anybody may write this, and only what you alone can have written is gone on with",
+                    f"tune again; or, if nobody else has: chmod -R o-w {shlex.quote(str(path))}",
+                )
+
+
+def anybody_writes(path: Path) -> bool:
+    """Whether all users may write a file or folder, on a disk that keeps such permissions: WSL's /mnt/c does not."""
+    mode = path.stat().st_mode
+    if not mode & stat.S_IWOTH or not (stat.S_ISREG(mode) or (stat.S_ISDIR(mode) and not mode & stat.S_ISVTX)):
+        return False
+    try:
+        with tempfile.TemporaryFile(dir=path if path.is_dir() else path.parent) as nobody_elses:
+            return not os.fstat(nobody_elses.fileno()).st_mode & stat.S_IWOTH
+    except OSError:
+        return True
 
 
 @contextmanager
@@ -102,6 +132,24 @@ def put_in_place(beside: Path, folder: Path) -> None:
     beside.rename(folder)
     sync(folder.parent)
     shutil.rmtree(before, ignore_errors=True)
+
+
+def read_json(path: Path, kind: TypeAdapter[Any], what: str, hint: str) -> Any:
+    """What a JSON file holds, as it is, once it is of `kind`. Raises InputError that names what is wrong."""
+    try:
+        found = json.loads(path.read_bytes())
+        kind.validate_python(found)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: found no {what} ({reason(error)})", hint) from None
+    return found
+
+
+def reason(error: Exception) -> str:
+    """Why something could not be read, in one short line."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        return ": ".join(filter(None, [".".join(map(str, first["loc"]))[:100], first["msg"][:200]]))
+    return "nested too deep" if isinstance(error, RecursionError) else str(error).split("\n")[0][:200]
 
 
 def write_whole(path: Path, text: str) -> None:

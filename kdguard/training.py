@@ -162,9 +162,10 @@ class Sample(TrainerCallback):
 
 
 class Stops:
-    """Ctrl-C and SIGTERM end a run at once, wherever it is, with a KeyboardInterrupt that has the signal's number.
+    """Ctrl-C, SIGTERM and SIGHUP end a run at once, wherever it is: a KeyboardInterrupt with the signal's number.
 
-    A moment that would leave something half done is held: they come after it. The second one ends the process.
+    A moment that would leave something half done is held: they come after it. The second one ends the process, unless
+    it is SIGHUP: a terminal that is closed sends several. Where SIGHUP was ignored, as by nohup, it is ignored still.
     """
 
     def __init__(self) -> None:
@@ -175,7 +176,9 @@ class Stops:
     def __enter__(self) -> "Stops":
         # Only the main thread hears signals; elsewhere whoever started it has to stop it.
         main = threading.current_thread() is threading.main_thread()
-        numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+        numbers = [signal.SIGINT, signal.SIGTERM] if main else []
+        if main and hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
         self._before = {number: signal.signal(number, self._hear) for number in numbers}
         self._unraisable = sys.unraisablehook
         sys.unraisablehook = self._lost
@@ -193,6 +196,8 @@ class Stops:
 
     def _hear(self, number: int, frame: object) -> None:
         if self.heard:
+            if signal.Signals(number).name == "SIGHUP":
+                return
             os._exit(128 + number)
         self.asked, self.heard = number, True
         if not self.held:

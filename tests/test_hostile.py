@@ -4,16 +4,25 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from transformers import LlamaConfig
 
 from kdguard.config import TuneConfig, presets, resolve
 from kdguard.errors import InputError
+from kdguard.events import Events
 from kdguard.files import refuse_foreign
+from kdguard.guard.budget import BudgetKeeper
+from kdguard.guard.checkpoint import WHOLE, last_whole
+from kdguard.guard.rehearsal import REHEARSAL, load_rows
+from kdguard.guard.teacher import Guard
 from kdguard.model.load import load_base, load_config, load_tokenizer, own_tokenizer
-from kdguard.report.run import is_finished, unfinished_config
+from kdguard.probes.watch import Allowance
+from kdguard.report.run import DIAL, EXPLAIN, is_finished, read_explained, unfinished_config
+from kdguard.report.schema import read_dial
 from tests.test_cli import kdguard
 
 FLAGS = {"data": "a.jsonl", "model": "demo"}
@@ -173,11 +182,16 @@ def test_a_models_config_of_any_bytes(tiny, tmp_path, content):
         "data: [a.jsonl, ..\\secret.jsonl]",
         "probes: [runs/../../pack.jsonl]",
         "model: ../model",
+        "data: link/a.jsonl",
+        "data: [a.jsonl, linked.jsonl]",
+        "probes: [linked.jsonl]",
+        "model: link",
     ],
 )
 def test_a_config_file_stays_in_its_folder(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to("/tmp")
+    (tmp_path / "linked.jsonl").symlink_to("/etc/passwd")
     Path("c.yaml").write_text(text)
     with pytest.raises(InputError, match=r"c\.yaml: found ") as caught:
         resolve(FLAGS, Path("c.yaml"))
@@ -251,6 +265,59 @@ def test_a_run_of_another_user_is_not_gone_on_with(tmp_path, monkeypatch):
     assert os.getuid() or (done.returncode == 2 and "of another user" in done.stderr)
 
 
+def test_an_absolute_path_stands_in_a_config_of_ones_own_alone(tmp_path, monkeypatch):
+    file = tmp_path / "c.yaml"
+    monkeypatch.chdir(tmp_path)
+    for text in ("data: /etc/passwd", "probes: [/etc/passwd]", "model: /etc"):
+        file.write_text(text)
+        file.chmod(0o664)
+        resolve({"model": "demo"}, file)
+        file.chmod(0o666)
+        with pytest.raises(InputError, match=r"c\.yaml: found .* anybody may write") as caught:
+            resolve({"model": "demo"}, file)
+        assert "chmod o-w" in caught.value.hint
+        file.chmod(0o644)
+        with monkeypatch.context() as other, pytest.raises(InputError, match="of another user"):
+            other.setattr(os, "getuid", lambda: 12345)
+            resolve({"model": "demo"}, file)
+    file.write_text("data: a.jsonl\nprobes: [packs/mine.jsonl]\nmodel: Qwen/Qwen2.5-7B\n")
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert resolve({}, file).data == ["a.jsonl"]
+
+
+def test_what_anybody_may_write_is_not_gone_on_with(tmp_path):
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    pickled = folder / "optimizer.pt"
+    pickled.write_bytes(b"")
+    for path, mine, anybodys in ((pickled, 0o664, 0o666), (folder, 0o775, 0o777)):
+        path.chmod(anybodys)
+        with pytest.raises(InputError, match="anybody may write this") as caught:
+            refuse_foreign(tmp_path / "run")
+        assert caught.value.message.startswith(f"{path}: ") and caught.value.hint.endswith(f"chmod -R o-w {path}")
+        path.chmod(mine)
+        refuse_foreign(tmp_path / "run")
+    folder.chmod(0o1777)
+    refuse_foreign(tmp_path / "run")
+
+
+def test_a_linked_folder_is_looked_into_once(tmp_path):
+    behind, run = tmp_path / "behind", tmp_path / "run"
+    (behind / "checkpoint-1").mkdir(parents=True)
+    run.mkdir()
+    (run / "checkpoints").symlink_to(behind)
+    (behind / "back").symlink_to(run)
+    refuse_foreign(run)
+    pickled = behind / "checkpoint-1" / "optimizer.pt"
+    pickled.write_bytes(b"")
+    if os.getuid() == 0:
+        os.chown(pickled, 12345, -1)
+    else:
+        pickled.chmod(0o666)
+    with pytest.raises(InputError, match=r"optimizer\.pt: (this is of another user|anybody may write)"):
+        refuse_foreign(run)
+
+
 def test_a_link_to_another_users_file_is_another_users(tmp_path):
     if os.getuid() == 0:
         other = tmp_path.with_name(f"{tmp_path.name}-other")
@@ -261,6 +328,34 @@ def test_a_link_to_another_users_file_is_another_users(tmp_path):
         (tmp_path / "optimizer.pt").symlink_to("/etc/passwd")
     with pytest.raises(InputError, match="of another user"):
         refuse_foreign(tmp_path)
+
+
+READERS = {
+    EXPLAIN: lambda run: read_explained(run),
+    DIAL: lambda run: read_dial(run / DIAL),
+    REHEARSAL: lambda run: load_rows(run / REHEARSAL, SimpleNamespace(config=LlamaConfig(vocab_size=300))),
+    "watched.json": lambda run: BudgetKeeper(Guard(), lambda: 0, Allowance(0.01, 9), run, Events()).on_train_begin(
+        None, SimpleNamespace(global_step=1, max_steps=2, epoch=0.5), None
+    ),
+}
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '["a"]', "[[]]", "{}", "null", "[-1]", "[300]", "[true]", "[" * 10**5])
+@pytest.mark.parametrize("name", READERS)
+def test_a_file_of_a_run_of_any_bytes_is_one_line(tmp_path, name, content):
+    if (name, content) == (REHEARSAL, "[1]"):
+        content = "[1]\n[1, 2.0]"
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=f"{name}(:[12])?: found no ") as caught:
+        READERS[name](tmp_path)
+    assert len(caught.value.message.splitlines()) == 1 and caught.value.hint.startswith(f"rm {tmp_path / name}; ")
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", '{"files": 1}', '{"files": ["a"]}', "[" * 10**5, "\0"])
+def test_a_checkpoint_whose_list_is_of_any_bytes_is_not_whole(tmp_path, content):
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / WHOLE).write_text(content)
+    assert last_whole(tmp_path) is None
 
 
 def test_the_trainer_reads_the_pickles_of_a_checkpoint_as_weights_only():

@@ -140,7 +140,7 @@ def _how_to_go_on(events: Events, more: str = "", *, may_shorten: bool = False) 
         yield
     except KeyboardInterrupt as stop:
         number = next(iter(stop.args), signal.SIGINT)
-        by = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
+        by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         if events.path:
             fail(INTERRUPTED, f"stopped by {by}", f"{go_on} --out {events.path.parent}")
         else:

@@ -11,10 +11,11 @@ from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.helpers import rescale_adapter_scale
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, TypeAdapter
 from transformers import TrainerCallback
 
 from kdguard.events import Events
-from kdguard.files import write_whole
+from kdguard.files import read_json, write_whole
 from kdguard.guard.teacher import Guard
 from kdguard.model.adapter import put_adapter
 from kdguard.model.load import save_adapter
@@ -28,6 +29,17 @@ FIRST = 0.25  # of the known probes: from here the path falls to the allowance
 STEPS = 20  # of strength, on the way down to where the budget is kept
 WATCHED = "watched.json"  # the history
 WITHIN = "within-budget-{}"  # the adapter after a step
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    step: NonNegativeInt
+    forgotten: NonNegativeInt
+    next_weight: NonNegativeFloat
+
+
+_HISTORY = TypeAdapter(list[_Entry])
 
 
 class BudgetKeeper(TrainerCallback):
@@ -65,7 +77,8 @@ class BudgetKeeper(TrainerCallback):
 
     def _past(self, step: int) -> list[dict[str, Any]]:
         path = self.folder / WATCHED
-        past = json.loads(path.read_text(encoding="utf-8")) if step and path.exists() else []
+        anew = f"rm {path}; kdguard tune --resume then begins with the guard's first weight"
+        past = read_json(path, _HISTORY, "history of a budget", anew) if step and path.exists() else []
         return [entry for entry in past if entry["step"] <= step]
 
     def on_epoch_end(self, args, state, control, model=None, **kwargs):

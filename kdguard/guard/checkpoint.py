@@ -54,7 +54,7 @@ def _is_whole(checkpoint: Path) -> bool:
     try:
         sizes = json.loads((checkpoint / WHOLE).read_text(encoding="utf-8"))["files"]
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 

@@ -7,23 +7,26 @@ Sources: self-synthesized rehearsal (arXiv 2403.01244); sampling an instruct mod
 (Magpie, arXiv 2406.08464); arithmetic sampling (arXiv 2210.15458).
 """
 
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field, TypeAdapter
 from transformers import PreTrainedModel
 
 from kdguard.data import IGNORE
 from kdguard.data.tokens import Renderer, Row
-from kdguard.files import write_jsonl
+from kdguard.errors import InputError
+from kdguard.files import reason, write_jsonl
 from kdguard.model.memory import in_batches
 from kdguard.probes.answer import ArithmeticSampling, generate
 
 REHEARSAL = "rehearsal.jsonl"  # beside the checkpoints
 ROUNDS = 4  # how often `n` questions are written, at most
 ENOUGH = 0.9  # of `n` different questions; and a round that adds less than the rest is the last
+_IDS = TypeAdapter(Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)])
 
 
 def rehearse(
@@ -98,8 +101,23 @@ def save_rows(path: Path, rows: list[Row]) -> None:
     write_jsonl(path, (row.ids for row in rows))
 
 
-def load_rows(path: Path) -> list[Row]:
-    return [_row(json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+def load_rows(path: Path, model: PreTrainedModel | None = None) -> list[Row]:
+    """The rows that were saved. Raises InputError by `file:line`, also of what is not in the vocabulary of `model`."""
+    size = model.config.get_text_config().vocab_size if model else float("inf")
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        try:
+            ids = _IDS.validate_json(line, strict=True) if line else []
+            if ids and max(ids) >= size:
+                raise ValueError(f"{max(ids)} is not in the model's vocabulary")
+        except ValueError as error:
+            raise InputError(
+                f"{path}:{number}: found no rehearsal row ({reason(error)})",
+                f"rm {path}; kdguard tune --resume writes it anew",
+            ) from None
+        if ids:
+            rows.append(_row(ids))
+    return rows
 
 
 def _row(ids: list[int]) -> Row:

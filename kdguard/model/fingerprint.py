@@ -111,7 +111,7 @@ def read_fingerprint(path: Path) -> dict[str, str] | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return {str(key): str(value) for key, value in found.items()}
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise InputError(f"{path}: this file is damaged", "delete it to go on without comparing") from None
 
 

@@ -16,6 +16,7 @@ from kdguard.report import run as run_folder
 from kdguard.report.contract import Report
 from kdguard.report.figures import Kept, Pair, by_category, by_level, kept, learned, pair
 from kdguard.report.render import render
+from kdguard.report.schema import read_dial
 from kdguard.report.warn import few_known, nothing_learned
 from kdguard.report.why import in_words
 
@@ -130,7 +131,7 @@ def write_pages(out: Path, report: Report) -> None:
     if watched:
         plots["The budget while training"] = plot_watched(watched)
     if (out / run_folder.DIAL).exists():
-        points = json.loads((out / run_folder.DIAL).read_text(encoding="utf-8"))
+        points = read_dial(out / run_folder.DIAL)
         plots["Learned and forgotten by the adapter's strength"] = plot_dial(points, report["strength"])
     found = run_folder.read_explained(out)
     config = (out / run_folder.CONFIG).read_text(encoding="utf-8")

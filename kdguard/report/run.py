@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ from kdguard.errors import InputError
 from kdguard.events import read_events
 from kdguard.files import refuse_foreign, sync, write_jsonl
 from kdguard.probes.score import Answer
+from kdguard.report import schema
 from kdguard.report.contract import Report
 from kdguard.report.figures import Pair, pair
 from kdguard.report.schema import read_answers, read_report
@@ -86,12 +86,8 @@ def base_of(run: Run) -> tuple[Any, ...]:
 
 
 def read_explained(path: Path) -> dict[str, Any] | None:
-    """What `kdguard explain` found of a run, if it was asked."""
-    found = path / EXPLAIN
-    try:
-        return json.loads(found.read_bytes()) if found.exists() else None
-    except (OSError, ValueError, RecursionError):
-        raise InputError(f"{found}: this file is damaged", f"kdguard explain {path}") from None
+    """What `kdguard explain` found of a run, if it was asked. Raises InputError where the file is damaged."""
+    return schema.read_explained(path / EXPLAIN) if (path / EXPLAIN).exists() else None
 
 
 def read_exported(path: Path, report: Report) -> dict[str, Answer]:

@@ -36,7 +36,7 @@ from kdguard.ui.pack import PACK
 UPLOADS = "uploads"
 FINISHED, TRAINING, STOPPED, FAILED = "finished", "training", "stopped", "failed"
 _KEPT_OPEN = 8  # runs whose answers are kept in memory
-_ASKED = (0, 130, 143, -2, -15, 15)  # how a process ends that was asked to; 15 is Windows'
+_ASKED = (0, 129, 130, 143, -1, -2, -15, 15)  # how a process ends that was asked to; 15 is Windows'
 _PATIENCE = 60  # seconds for a process to save its checkpoint, before it may be asked again
 _NAME = re.compile(r"[\w][\w.,+=-]{0,99}")
 

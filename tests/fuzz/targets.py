@@ -12,32 +12,43 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import yaml
 from rich.console import Console
+from transformers import LlamaConfig
 
 from kdguard.config import TuneConfig, presets, resolve
+from kdguard.data import IGNORE
 from kdguard.data.formats import COLUMNS, read_examples
 from kdguard.data.sources import STRICT, SUFFIXES, WINDOWS
+from kdguard.data.tokens import Row
 from kdguard.errors import InputError, KdguardError
 from kdguard.events import Events, read_events
 from kdguard.files import shipped
+from kdguard.guard.budget import BudgetKeeper
+from kdguard.guard.checkpoint import WHOLE, last_whole
+from kdguard.guard.rehearsal import REHEARSAL, load_rows, save_rows
+from kdguard.guard.teacher import Guard
 from kdguard.model.adapter import CONFIG, WEIGHTS, put_adapter, take_off
 from kdguard.model.load import add_adapter, load_base, save_adapter
 from kdguard.probes.packs import PACKS, load_probes
 from kdguard.probes.public import read_public
 from kdguard.probes.score import Answer
+from kdguard.probes.watch import Allowance
 from kdguard.report import run as run_folder
-from kdguard.report.build import build_report, verdict
-from kdguard.tables import print_comparison, print_run
+from kdguard.report.build import build_report, verdict, write_pages
+from kdguard.report.schema import read_dial
+from kdguard.tables import print_comparison, print_explained, print_run
 from kdguard.ui.progress import progress
 from tests.data.test_fuzz import FILES, check_error, check_example
 from tests.fuzz.mutate import dumped, mutated, mutated_json
 
 Target = Callable[[random.Random], bool]
 LONGEST_MESSAGE = 5000  # characters
+PAGES = 0.05  # of the inputs are drawn as pages too, which takes its time
 
 
 def check(error: KdguardError) -> None:
@@ -197,7 +208,9 @@ def runs(folder: Path) -> Target:
     good = folder / "run"
     _write_run(good)
     names = [str(path.relative_to(good)) for path in sorted(good.rglob("*")) if path.is_file()]
-    names += [run_folder.REPORT, run_folder.EVENTS] * 4
+    names += [run_folder.REPORT, run_folder.EVENTS, run_folder.EXPLAIN, run_folder.DIAL] * 4
+    checkpoints = good / run_folder.CHECKPOINTS
+    of = SimpleNamespace(config=LlamaConfig(vocab_size=300))
     contents = {name: (good / name).read_bytes() for name in names}
     sound = run_folder.read_run(good)
 
@@ -213,8 +226,18 @@ def runs(folder: Path) -> Target:
             print_run(out, run, verdict(run.report))
             print_comparison(out, [sound, run])
             run_folder.base_of(run)
-            run_folder.read_explained(good)
-            return True
+            if found := run_folder.read_explained(good):
+                print_explained(out, found)
+            if rng.random() < PAGES:
+                write_pages(good, run.report)
+            else:
+                read_dial(good / run_folder.DIAL)
+            load_rows(checkpoints / REHEARSAL, of)
+            whole = last_whole(checkpoints)
+            going_on = SimpleNamespace(global_step=2, max_steps=4, epoch=0.5)
+            keeper = BudgetKeeper(Guard(12.0), lambda: 0, Allowance(0.01, 3), checkpoints, Events())
+            keeper.on_train_begin(None, going_on, None)
+            return whole is not None
         finally:
             path.write_bytes(contents[name])
 
@@ -262,7 +285,35 @@ def _write_run(folder: Path) -> None:
         "done": "x",
         "reason": "y",
     }
+    counts = {"n": 3, "count": 2}
+    entry = {"to": "gguf", "path": "out", "weights": "merged", "onto": None, "type": "q8_0", "runtime": "llama.cpp"}
+    entry |= {"same": {"probes": counts, "new": counts}, "answers": "exported/gguf-out"}
+    report["exported"] = [entry | {key: report[key] for key in ("learned", "kept")}]
+    run_folder.write_answers(folder / "exported" / "gguf-out" / "probes.jsonl", [pairs["probes"][1][0]])
     (folder / run_folder.REPORT).write_text(json.dumps(report))
+    points = [{"strength": strength, "learned": 0.5, "forgetting": None} for strength in (0.0, 0.5, 1.0)]
+    (folder / run_folder.DIAL).write_text(json.dumps(points))
+    row = {"where": "a.jsonl:1", "question": "q", "answer": "a"}
+    quarter = {"known": 2, "forgotten": 1, "forgetting": 0.5}
+    explained = {
+        "known": 2,
+        "forgotten": 1,
+        "rows": 2,
+        "moved": {"forgotten": 0.1, "kept": None},
+        "interference": {"near": quarter, "far": quarter, "auc": 0.5, "p_value": 0.01},
+        "capacity": {"rank": 8, "parameters": 9, "new_facts": 2, "learned": 0.5},
+        "cloning": {"trained": 2, "known": 2, "forgetting": 0.5, "this_run": 0.5},
+        "often": [row | {"named": 2}],
+        "probes": [{"id": "probes-1", "question": "q1?", "base": "b", "tuned": "t", "rows": [row | {"overlap": 0.5}]}],
+    }
+    (folder / run_folder.EXPLAIN).write_text(json.dumps(explained))
+    checkpoint = folder / run_folder.CHECKPOINTS / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "optimizer.pt").write_bytes(b"x")
+    (checkpoint / WHOLE).write_text(json.dumps({"lean": {}, "files": {"optimizer.pt": 1}}))
+    save_rows(checkpoint.parent / REHEARSAL, [Row([1, 2, 3], [IGNORE] * 3)] * 2)
+    watched = [{"step": step, "forgotten": 1, "weight": 12.0, "next_weight": 6.0} for step in (1, 2)]
+    (checkpoint.parent / "watched.json").write_text(json.dumps(watched))
 
 
 def targets(folder: Path, model: Path) -> dict[str, tuple[Target, int]]:
