@@ -78,7 +78,7 @@ class Asking:
     def rehearsal(self, rows: Rows) -> list[Row]:
         """The rehearsal rows of a run on these training rows."""
         path = self.config.out / run_folder.CHECKPOINTS / REHEARSAL
-        if kept := by_main(lambda: load_rows(path) if self.resume and path.exists() else None):
+        if kept := by_main(lambda: load_rows(path, self.model) if self.resume and path.exists() else None):
             return kept
         self.events.emit("phase", name="rehearse")
         found = agreed(

@@ -88,7 +88,7 @@ def dial(
     at_once.tell = events.leaner
     at_once.as_in(run.path / run_folder.EVENTS)
     rehearsed = run.path / run_folder.CHECKPOINTS / REHEARSAL
-    for_drift = load_rows(rehearsed)[:DRIFT_ROWS] if rehearsed.exists() else []
+    for_drift = load_rows(rehearsed, base.model)[:DRIFT_ROWS] if rehearsed.exists() else []
     model = load_tuned(base, run.path / run_folder.ADAPTER)
 
     def asked(pairs: Sequence[Pair]) -> list[Pair]:
