@@ -17,6 +17,7 @@ from tests.safe.conftest import ANSWERS, Small, half_written, one_line, some
 ADAPTER = "adapter/adapter_model.safetensors"
 RENAMED = "run/adapter", "dialled/adapter", "run/new", "dialled/report.html", "dialled/report.json"
 DIAL = "--strength", "0.5", "--steps", "1"
+NEXT = {"compare": (), "probe": ("--prompts", 1, "--samples", 0), "explain": (), "dial": DIAL, "tune": ()}
 
 
 def dial(small: Small, run: Path, **harm) -> Ended:
@@ -70,7 +71,7 @@ def test_a_dial_that_is_killed_leaves_a_run_of_one_strength(small, dialled, run,
     assert half_written(run) == [] and not (run / "dialled").exists()
 
 
-@pytest.mark.parametrize("command", some(["compare", "probe", "explain", "dial", "tune"], 2))
+@pytest.mark.parametrize("command", some(list(NEXT), 2))
 def test_whoever_comes_next_finishes_a_dial(small, dialled, run, command):
     assert dial(small, run, kill_on="dialled/adapter").returncode == -9
     assert not (run / "report.json").exists() and not (run / "adapter").exists()
@@ -78,7 +79,7 @@ def test_whoever_comes_next_finishes_a_dial(small, dialled, run, command):
         done = small.go_on(run)
         assert done.returncode == 2 and "this run has finished" in one_line(done)
     else:
-        done = small.run(command, run, *(DIAL if command == "dial" else ()), cwd=run.parent)
+        done = small.run(command, run, *NEXT[command], cwd=run.parent)
         assert done.returncode == 0, done.stderr
     assert_of_one_strength(run, small.whole, dialled[0])
 
