@@ -15,7 +15,10 @@ from kdguard.processes import first_to_fail
 
 
 class _Output(io.TextIOWrapper):
-    """Falls silent once nobody can read it: a pipe or a terminal that was closed ends no training."""
+    """Falls silent once nobody can read it: a pipe or a terminal that was closed ends no training.
+
+    Its buffer is another stream's too, which closes it.
+    """
 
     def write(self, text: str) -> int:
         with self._until_closed():
@@ -25,6 +28,9 @@ class _Output(io.TextIOWrapper):
     def flush(self) -> None:
         with self._until_closed():
             super().flush()
+
+    def close(self) -> None:
+        self.flush()
 
     @contextmanager
     def _until_closed(self) -> Iterator[None]:
