@@ -4,7 +4,7 @@ Everybody's text is shown as it is: nothing in a model's answer or a data file s
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -99,7 +99,7 @@ def print_exported(out: Console, run: Run, entry: dict[str, Any]) -> None:
     out.print(f"\nexport      {escape(entry['path'])}", soft_wrap=True)
 
 
-def export_table(report: Report, entries: Sequence[dict[str, Any]]) -> Table:
+def export_table(report: Report, entries: Sequence[Mapping[str, Any]]) -> Table:
     """A line each for the base, the tuned model and what was exported of it."""
     table = Table(box=_box(), show_edge=False, pad_edge=False, collapse_padding=True)
     table.add_column("")
@@ -122,7 +122,7 @@ def export_table(report: Report, entries: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def _export_name(entry: dict[str, Any]) -> str:
+def _export_name(entry: Mapping[str, Any]) -> str:
     kind = {"merged": "", "adapter": " adapter" if entry["to"] != "adapter" else ""}[entry["weights"]]
     return f"{entry['to']}{kind}" + (f", {entry['type']}" if entry["type"] else "")
 

@@ -142,6 +142,7 @@ def run(job: dict[str, Any]) -> None:
 
     told: dict[str, Any] = {}
     os.chdir(job["cwd"])
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may be under nohup
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{job['log']}.{name}", os.O_WRONLY | os.O_APPEND), number)
     sys.argv = ["kdguard", *job["args"]]

@@ -17,7 +17,7 @@ __all__ = ["Wanted", "export"]
 
 @alone
 def export(run: Run, wanted: Wanted, events: Events) -> dict[str, Any]:
-    """Write the export, ask it, and enter it into the run's report; returns the entry, see `report.exported`.
+    """Write the export, ask it, and enter it into the run's report; returns the entry, see `contract.Exported`.
 
     It is written beside `wanted.out` and appears there as a whole. Raises InputError, before anything is loaded, when
     the program that it is for could not import it.

@@ -84,12 +84,46 @@ class Budget(TypedDict):
     reason: str | None
 
 
+class Counted(TypedDict):
+    n: int
+    count: int
+
+
+class Counts(TypedDict):
+    probes: Counted
+    new: Counted
+
+
+class Exported(TypedDict):
+    """An export, and how it answered; figures are None where nothing was asked.
+
+    weights: merged or adapter. onto: the base that the adapter was merged into. tried: how each such base answered.
+    type: of GGUF. runtime: what asked it. learned, kept: as in the report. same: answers that are the tuned model's
+    word for word. lost: right answers of the tuned model that it no longer gives. answers: their folder in the run.
+    """
+
+    to: str
+    path: str
+    weights: str
+    onto: str | None
+    tried: list[dict[str, Any]]
+    type: str | None
+    llama_cpp: str | None
+    runtime: str | None
+    strength: float
+    learned: Learned | None
+    kept: Kept | None
+    same: Counts | None
+    lost: Counts | None
+    answers: str | None
+
+
 class Report(TypedDict):
     """The contents of `report.json`.
 
     data: the training data in short; None for an adapter adopted without them. adopted: the adapter that another tool
     trained, or None. strength: the scale of the adapter, 0 to 1. warnings: what to mind in these figures, in words.
-    exported: how each export answered, see kdguard.report.exported.
+    exported: how each export answered.
     """
 
     format: int
@@ -108,4 +142,4 @@ class Report(TypedDict):
     drift: Drift
     budget: Budget | None
     warnings: list[str]
-    exported: NotRequired[list[dict[str, Any]]]
+    exported: NotRequired[list[Exported]]

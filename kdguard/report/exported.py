@@ -1,22 +1,16 @@
-"""Exports in a run's report: how each answered, beside the base and the tuned model.
-
-An entry of the report's `exported`: `to`, `path`, `weights` (merged or adapter), `onto` (the base it was merged into),
-`tried` (how each such base answered), `type` (of GGUF), `llama_cpp`, `runtime` (what asked it, None if nothing did),
-`strength`, `learned` and `kept` (as in the report), `same` (answers that are the tuned model's word for word) and
-`lost` (right answers of the tuned model that it no longer gives), each {`probes`, `new`} of {`n`, `count`}.
-"""
+"""Exports in a run's report: how each answered, beside the base and the tuned model. See contract.Exported."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from kdguard.files import write_whole
 from kdguard.probes.score import Answer
 from kdguard.report import run as run_folder
 from kdguard.report.build import write_pages
-from kdguard.report.contract import Report
+from kdguard.report.contract import Exported, Report
 from kdguard.report.figures import Pair, kept, learned, pair
 from kdguard.report.run import Run, write_answers
 
@@ -56,7 +50,7 @@ def add_export(run: Run, entry: dict[str, Any], answers: Mapping[str, Sequence[A
     entry = {**entry, "answers": f"{run_folder.EXPORTED}/{name}" if answers else None}
     for what, found in answers.items():
         write_answers(run.path / run_folder.EXPORTED / name / f"{what}.jsonl", found)
-    report: Report = {**run.report, "exported": [*others, entry]}
+    report: Report = {**run.report, "exported": [*others, cast(Exported, entry)]}
     write_pages(run.path, report)
     write_whole(run.path / run_folder.REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return entry

@@ -51,7 +51,7 @@ def start(small, out, **streams) -> subprocess.Popen:
         [sys.executable, "-m", "kdguard", "tune", *small.arguments, "--out", out],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        **streams,
+        **{"preexec_fn": lambda: signal.signal(HUP, signal.SIG_DFL), **streams},  # these tests may be under nohup
     )
 
 
