@@ -37,7 +37,9 @@ def last_whole(folder: Path) -> Path | None:
     """
     for before in folder.glob(f".{PREFIX_CHECKPOINT_DIR}-*.old"):
         place = folder / before.stem.removeprefix(".")
-        if not place.exists():
+        if place.exists():
+            shutil.rmtree(before, ignore_errors=True)
+        else:
             before.rename(place)
     return max(filter(_is_whole, _checkpoints(folder)), key=_step_of, default=None)
 
@@ -162,6 +164,7 @@ class SafeTrainer(Trainer):
             return
         folder = Path(self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder / _BESIDE, ignore_errors=True)  # of a process that was killed
         there = sum(map(_is_whole, _checkpoints(folder)))
         need = self.room_for_checkpoints(limit + 2 - there)  # the best one, and one that is being written
         trial = folder / ".room"

@@ -58,6 +58,15 @@ def test_one_whose_place_was_being_taken_gives_it_back(made, tmp_path):
     assert last_whole(tmp_path) == tmp_path / "checkpoint-2"
 
 
+def test_what_a_killed_process_was_writing_goes(made, tmp_path):
+    """Also where the run that goes on writes no checkpoint more."""
+    made.train()
+    (tmp_path / ".writing").mkdir()
+    shutil.copytree(tmp_path / "checkpoint-2", tmp_path / ".checkpoint-2.old")
+    made.train(resume_from_checkpoint=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-1", "checkpoint-2"}
+
+
 def test_room_for_the_checkpoints_is_not_taken_by_kept_states(made, tmp_path, monkeypatch):
     """There is room for either: the states come first, and most checkpoints after them."""
     free = made.room_for_checkpoints(4) + 1000
