@@ -69,10 +69,12 @@ def refuse_absolute(path: Path, values: dict[str, Any]) -> None:
     if not hasattr(os, "getuid"):  # Windows
         return
     for key, name in _named(values):
+        if not Path(name).is_absolute():
+            continue
         found = f"{path}: found {name[:100]!r} as {key}, an absolute path, in a file"
-        if Path(name).is_absolute() and path.stat().st_uid != os.getuid():
+        if path.stat().st_uid != os.getuid():
             raise InputError(f"{found} of another user", f"{_typed(key, name)}; a copy of the file is your own")
-        if Path(name).is_absolute() and anybody_writes(path):
+        if anybody_writes(path):
             raise InputError(f"{found} that anybody may write", f"chmod o-w {shlex.quote(str(path))}, once you read it")
 
 

@@ -30,7 +30,7 @@ def take_over(out: Path, now: Mapping[str, str], *, allow_changes: bool) -> None
     anew = f"put it back, or tune anew: kdguard tune --config {out / run_folder.CONFIG} --out ANOTHER"
     if differs := [found[key] for key in found if key in _SHAPE]:
         raise InputError(f"{out}: its adapter cannot be trained on with {', '.join(differs)}", anew)
-    if was.get("precision", "").rpartition(" ")[2] != now["precision"].rpartition(" ")[2] and "precision" in found:
+    if "precision" in found and was["precision"].rpartition(" ")[2] != now["precision"].rpartition(" ")[2]:
         raise InputError(f"{out}: its optimiser is of another device: {found['precision']}", anew)
     if not allow_changes:
         raise InputError(
